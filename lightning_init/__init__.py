@@ -1,0 +1,63 @@
+"""lightning_init: apply, watch and search weight initializations.
+
+The names below are the public ones. They are imported on first use, so that the core (analyze,
+plan, apply, audit) needs torch only and loads neither lightning nor optuna.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_init.architecture.analyze import analyze as analyze
+    from lightning_init.architecture.arguments import Range as Range
+    from lightning_init.architecture.params import (
+        Architecture as Architecture,
+        ParamInfo as ParamInfo,
+        Role as Role,
+        Usage as Usage,
+    )
+    from lightning_init.strategies.apply import (
+        apply_ as apply_,
+        calibrate_ as calibrate_,
+        initialize_ as initialize_,
+    )
+    from lightning_init.strategies.auto import recommend as recommend
+    from lightning_init.strategies.plan import Plan as Plan, make_plan as make_plan
+    from lightning_init.strategies.registry import (
+        Strategy as Strategy,
+        strategy as strategy,
+    )
+    from lightning_init.strategies.spec import InitSpec as InitSpec
+
+_HOMES = {
+    "analyze": "architecture.analyze",
+    "Architecture": "architecture.params",
+    "ParamInfo": "architecture.params",
+    "Role": "architecture.params",
+    "Usage": "architecture.params",
+    "apply_": "strategies.apply",
+    "calibrate_": "strategies.apply",
+    "initialize_": "strategies.apply",
+    "recommend": "strategies.auto",
+    "Plan": "strategies.plan",
+    "make_plan": "strategies.plan",
+    "Range": "architecture.arguments",
+    "Strategy": "strategies.registry",
+    "strategy": "strategies.registry",
+    "InitSpec": "strategies.spec",
+}
+
+__all__ = sorted(_HOMES)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lightning_init' has no attribute {name!r}")
+    value = getattr(import_module(f"lightning_init.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

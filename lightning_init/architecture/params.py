@@ -1,0 +1,175 @@
+"""What a parameter is for: the values that describe a model.
+
+`ParamInfo` describes one tensor by how the model uses it, `Usage` holds what one forward pass
+showed, `Architecture` is the list of all of them. They are plain frozen data: `analyze` makes
+them, initializers read them, nothing changes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+Provenance = Literal["fresh", "custom", "pretrained"]
+
+
+class Role(StrEnum):
+    """What a tensor does in the model."""
+
+    WEIGHT = "weight"
+    RECURRENT = "recurrent"
+    EMBEDDING = "embedding"
+    POSITION = "position"
+    BIAS = "bias"
+    NORM_SCALE = "norm_scale"
+    NORM_SHIFT = "norm_shift"
+    BRANCH_SCALE = "branch_scale"
+    LORA_DOWN = "lora_down"
+    LORA_UP = "lora_up"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one forward pass showed of a parameter.
+
+    Attributes:
+        depth: Weight layers on the longest path from the input up to and including this one.
+        nonlinearity: The elementwise function that follows, `"linear"` if none.
+        ends_branch: Whether the layer's output is added to a skip path.
+        branch: Index of that residual branch in execution order, -1 outside of branches.
+        branch_layers: Weight layers on that branch.
+        num_branches: Residual additions in the whole model.
+        attention: The layer's part in attention, `""` if none.
+        num_heads: Attention heads, 0 outside attention.
+        is_output: Whether no weight layer follows.
+        calls: Times the tensor was used in one forward pass.
+    """
+
+    depth: int = 0
+    nonlinearity: str = "linear"
+    ends_branch: bool = False
+    branch: int = -1
+    branch_layers: int = 0
+    num_branches: int = 0
+    attention: Literal["", "query", "key", "value", "out"] = ""
+    num_heads: int = 0
+    is_output: bool = False
+    calls: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ParamInfo:
+    """One tensor of a model and what it is for.
+
+    Attributes:
+        names: Every name of the tensor, more than one if it is tied.
+        shape: Its shape; `()` for a lazy tensor that has none yet.
+        role: What it does.
+        fan_in: Products summed into one output element, NaN where nothing is summed.
+        fan_out: Products summed into one element of the input's gradient.
+        blocks: Independent matrices stacked along dim 0 (q|k|v, gates, groups).
+        provenance: Where its values come from.
+        flags: Of `tied frozen adapter sharded meta lazy quantized parametrized`.
+        usage: What a forward pass showed, None if none was seen.
+        layer: Class name of the module that owns it.
+        nonlinearity: The activation that the model's modules suggest, for use without `usage`.
+        padding_idx: Row of an embedding that must stay zero.
+        traits: Facts of the whole model: `attention`, `convolution`, `recurrence`, `norm`, and the
+            activations it uses.
+
+    Example:
+        >>> info = ParamInfo(("fc.weight",), (10, 64), Role.WEIGHT, fan_in=64, fan_out=10)
+        >>> info.name, info.numel
+        ('fc.weight', 640)
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    role: Role
+    fan_in: float = math.nan
+    fan_out: float = math.nan
+    blocks: int = 1
+    provenance: Provenance = "fresh"
+    flags: frozenset[str] = frozenset()
+    usage: Usage | None = None
+    layer: str = ""
+    nonlinearity: str = "linear"
+    padding_idx: int | None = None
+    traits: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The name that `named_parameters` gives the tensor."""
+        return self.names[0]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def activation(self) -> str:
+        """The nonlinearity that follows: seen in a forward pass, else suggested by the modules."""
+        return self.usage.nonlinearity if self.usage else self.nonlinearity
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A model as the list of its parameters; prints as a table.
+
+    Attributes:
+        params: One entry per tensor, in registration order.
+        num_branches: Residual additions seen in the forward pass, 0 if none was seen.
+        traced: Whether a forward pass was observed.
+    """
+
+    params: tuple[ParamInfo, ...]
+    num_branches: int = 0
+    traced: bool = False
+
+    def __iter__(self) -> Iterator[ParamInfo]:
+        return iter(self.params)
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    def __getitem__(self, name: str) -> ParamInfo:
+        """The entry of a tensor, by any of its names."""
+        for info in self.params:
+            if name in info.names:
+                return info
+        raise KeyError(f"no parameter is called {name!r}")
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        params: list[dict[str, object]] = []
+        for info in self.params:
+            row = dataclasses.asdict(info)
+            row["flags"], row["traits"] = sorted(info.flags), sorted(info.traits)
+            row["role"] = str(info.role)
+            for fan in ("fan_in", "fan_out"):
+                row[fan] = None if math.isnan(row[fan]) else row[fan]
+            params.append(row)
+        return {"num_branches": self.num_branches, "traced": self.traced, "params": params}
+
+    def __str__(self) -> str:
+        total = sum(info.numel for info in self.params)
+        seen = "one forward pass" if self.traced else "module types only"
+        lines = [f"{len(self.params)} tensors, {total:,} parameters, seen by {seen}"]
+        for info in self.params:
+            shape = "x".join(map(str, info.shape)) or "scalar"
+            notes = [*sorted(info.flags)]
+            if info.provenance != "fresh":
+                notes.append(info.provenance)
+            if info.usage and info.usage.ends_branch:
+                notes.append(f"ends branch {info.usage.branch + 1} of {self.num_branches}")
+            if info.usage and info.usage.is_output:
+                notes.append("output")
+            note = f"  ({', '.join(notes)})" if notes else ""
+            lines.append(f"  {info.name}  {shape}  {info.role}  {info.activation}{note}")
+        return "\n".join(lines)

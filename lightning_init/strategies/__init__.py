@@ -1,0 +1,1 @@
+"""What should its weights be? Named strategies, plans, and the one function that writes."""

@@ -1,0 +1,137 @@
+"""`auto`: a distribution per tensor from facts, as a table that reads top to bottom.
+
+| fact                                | distribution                                         |
+|-------------------------------------|------------------------------------------------------|
+| bias / norm                         | 0 / the identity                                     |
+| lookup table                        | N(0, 0.02^2)                                         |
+| hidden-to-hidden matrix             | orthogonal, per gate                                 |
+| output layer                        | N(0, (0.1)^2 / fan_in): loss starts at chance        |
+| in a model with attention           | N(0, 0.02^2), / sqrt(additions) where a branch ends  |
+| before SELU                         | LeCun normal                                         |
+| before tanh or sigmoid              | Xavier normal                                        |
+| convolution in a ReLU-like model    | Kaiming normal, fan_out                              |
+| before ReLU-like activations        | Kaiming normal, fan_in                               |
+| before sin                          | as built                                             |
+| otherwise                           | Xavier normal                                        |
+
+Where a residual branch ends in a model without norm layers, std is divided by sqrt(additions).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lightning_init.architecture.params import Architecture, ParamInfo, Role
+from lightning_init.strategies.distributions import Distribution, Keep, Normal
+from lightning_init.strategies.initializers import ByRole, Initializer
+from lightning_init.strategies.orthogonal import Orthonormal
+from lightning_init.strategies.registry import Strategy, strategy
+from lightning_init.strategies.spec import InitSpec
+from lightning_init.strategies.transformer import BranchScaled
+from lightning_init.strategies.variance import Fixed, VarianceScaling
+
+_SMOOTH_RELUS = frozenset({"relu", "leaky_relu", "gelu", "silu", "elu", "mish", "softplus"})
+_ATTENTION = BranchScaled(Fixed(0.02, "normal", "a model with attention"))
+_SELU = VarianceScaling(1, "fan_in", 1.0, "normal", "LeCun, before SELU")
+_TANH = VarianceScaling(1, "fan_avg", 1.0, "normal", "Xavier")
+_CONVOLUTION = VarianceScaling(2, "fan_out", 1.0, "normal", "Kaiming, ReLU-like conv net")
+_RELU = VarianceScaling(2, "fan_in", 1.0, "normal", "Kaiming, before a ReLU-like activation")
+
+
+def head(info: ParamInfo) -> Distribution:
+    """N(0, 0.01 / fan_in): logits of std 0.1 for inputs of order 1.
+
+    Example:
+        >>> head(ParamInfo(("head.weight",), (10, 100), Role.WEIGHT, fan_in=100)).std
+        0.01
+    """
+    return Normal(
+        0.1 / math.sqrt(info.fan_in), reason="output layer: small, the loss starts at chance"
+    )
+
+
+def weight(info: ParamInfo) -> Distribution:
+    """The rows of the table above that speak of matrices and kernels."""
+    usage, activation = info.usage, info.activation
+    if info.numel == 0:
+        return Keep("empty")
+    if usage and usage.is_output and not usage.ends_branch:
+        return head(info)
+    if "attention" in info.traits:
+        return _ATTENTION(info)
+    law = _law(info, activation)
+    if law is None:
+        return Keep("before sin: the layer's own scheme knows its frequency")
+    return law(info) if "norm" in info.traits else BranchScaled(law)(info)
+
+
+def _law(info: ParamInfo, activation: str) -> Initializer | None:
+    if activation == "sin":
+        return None
+    if activation == "selu":
+        return _SELU
+    if activation in ("tanh", "sigmoid"):
+        return _TANH
+    if "Conv" in info.layer and info.traits & _SMOOTH_RELUS:
+        return _CONVOLUTION
+    return _RELU if activation in _SMOOTH_RELUS else _TANH
+
+
+@strategy
+def auto() -> Strategy:
+    """By layer type, activation and place, read off one forward pass; keeps what you customized.
+
+    Tensors that differ from their layer's default, because the model initializes them itself,
+    stay as they are: naming a strategy overrides that.
+
+    References:
+        The rows quote He et al. (2015), Glorot & Bengio (2010), LeCun et al. (1998), Saxe et al.
+        (2013) and Radford et al. (2019); see those strategies.
+    """
+    table = Fixed(0.02, "normal", "lookup table")
+    recurrent = Orthonormal(1.0, "hidden to hidden")
+    return Strategy(ByRole(weight=weight, recurrent=recurrent, embedding=table))
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """An automatic choice that can be asked without being made.
+
+    Attributes:
+        spec: What to use.
+        reason: Why, in a sentence.
+        search_pays: Whether a search is worth its time here.
+    """
+
+    spec: InitSpec
+    reason: str
+    search_pays: bool
+
+
+def recommend(architecture: Architecture) -> Recommendation:
+    """What `auto` would do with a model, and whether a search is worth its time.
+
+    Depth without normalization is what makes initialization matter: a search pays from 10 weight
+    layers without norm layers, or 50 with them.
+
+    Args:
+        architecture: From `analyze`, best with a forward pass.
+
+    Returns:
+        The recommendation.
+
+    Example:
+        >>> from torch import nn
+        >>> from lightning_init import analyze
+        >>> recommend(analyze(nn.Linear(4, 2))).search_pays
+        False
+    """
+    weights = [i for i in architecture if i.role in (Role.WEIGHT, Role.RECURRENT)]
+    depth = max((i.usage.depth for i in weights if i.usage), default=len(weights))
+    normalized = any("norm" in info.traits for info in architecture)
+    pays = depth >= (50 if normalized else 10)
+    layers = f"{depth} weight layers deep, {'with' if normalized else 'without'} normalization"
+    return Recommendation(
+        InitSpec("auto"), f"{layers}: {'sensitive' if pays else 'forgiving'} to its init", pays
+    )

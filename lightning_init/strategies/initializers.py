@@ -1,0 +1,143 @@
+"""Functions from ParamInfo to Distribution, and how they combine.
+
+Each combinator is itself an initializer, so they nest: a scheme is `ByRole(weight=law)`, an
+override wraps it in `Overridden`, a factor on std in `Scaled`. All are frozen, hence they pickle
+to worker processes and print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from lightning_init.architecture.params import ParamInfo, Role
+from lightning_init.strategies.distributions import Constant, Distribution, Keep
+
+Initializer = Callable[[ParamInfo], Distribution]
+
+
+def keep(info: ParamInfo) -> Distribution:
+    """Leave a tensor as the model built it.
+
+    Example:
+        >>> keep(ParamInfo(("w",), (2, 2), Role.WEIGHT)).reason
+        "as built: this scheme says nothing of a tensor with role 'weight'"
+    """
+    return Keep(f"as built: this scheme says nothing of a tensor with role {str(info.role)!r}")
+
+
+def zero_bias(info: ParamInfo) -> Distribution:  # noqa: ARG001
+    """The constant 0, for biases."""
+    return Constant(0.0, reason="bias: zero")
+
+
+def identity_scale(info: ParamInfo) -> Distribution:  # noqa: ARG001
+    """The constant 1, for the scale of a norm layer."""
+    return Constant(1.0, reason="norm scale: the identity")
+
+
+def identity_shift(info: ParamInfo) -> Distribution:  # noqa: ARG001
+    """The constant 0, for the shift of a norm layer."""
+    return Constant(0.0, reason="norm shift: the identity")
+
+
+@dataclass(frozen=True, slots=True)
+class ByRole:
+    """One initializer per role; roles that are not named are kept as built.
+
+    Args:
+        weight: For matrices and kernels.
+        recurrent: For hidden-to-hidden matrices; None means as `weight`.
+        embedding: For lookup tables.
+        bias: For biases.
+
+    Example:
+        >>> from lightning_init.strategies.distributions import Normal
+        >>> rule = ByRole(weight=lambda info: Normal(0.1))
+        >>> rule(ParamInfo(("b",), (2,), Role.BIAS))
+        Constant(value=0.0, reason='bias: zero')
+    """
+
+    weight: Initializer
+    recurrent: Initializer | None = None
+    embedding: Initializer = keep
+    bias: Initializer = zero_bias
+    norm_scale: Initializer = identity_scale
+    norm_shift: Initializer = identity_shift
+    other: Initializer = keep
+
+    def __call__(self, info: ParamInfo) -> Distribution:
+        """The distribution of one tensor."""
+        match info.role:
+            case Role.WEIGHT:
+                return self.weight(info)
+            case Role.RECURRENT:
+                return (self.recurrent or self.weight)(info)
+            case Role.EMBEDDING:
+                return self.embedding(info)
+            case Role.BIAS:
+                return self.bias(info)
+            case Role.NORM_SCALE:
+                return self.norm_scale(info)
+            case Role.NORM_SHIFT:
+                return self.norm_shift(info)
+        return self.other(info)
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """Another initializer with every std multiplied by a factor.
+
+    Example:
+        >>> from lightning_init.strategies.distributions import Normal
+        >>> Scaled(lambda info: Normal(0.1), 2.0)(ParamInfo(("w",), (2, 2), Role.WEIGHT)).std
+        0.2
+    """
+
+    initializer: Initializer
+    factor: float
+
+    def __call__(self, info: ParamInfo) -> Distribution:
+        """The distribution of one tensor."""
+        return self.initializer(info).scaled(self.factor)
+
+
+@dataclass(frozen=True)
+class Overridden:
+    """An initializer with exceptions by role (`"role:embedding"`) or by name (`"head.*"`).
+
+    Of several keys that match a tensor the last one wins.
+
+    Example:
+        >>> from lightning_init.strategies.distributions import Normal
+        >>> rule = Overridden(keep, {"head.*": lambda info: Normal(0.01)})
+        >>> rule(ParamInfo(("head.weight",), (2, 2), Role.WEIGHT)).std
+        0.01
+    """
+
+    default: Initializer
+    exceptions: Mapping[str, Initializer] = field(default_factory=dict)
+
+    def __call__(self, info: ParamInfo) -> Distribution:
+        """The distribution of one tensor."""
+        key = deciding_key(self.exceptions, info)
+        return (self.default if key is None else self.exceptions[key])(info)
+
+
+def matches(key: str, info: ParamInfo) -> bool:
+    """Whether an override key or a scope pattern means this tensor.
+
+    Example:
+        >>> info = ParamInfo(("net.0.weight",), (2, 2), Role.WEIGHT)
+        >>> matches("role:weight", info), matches("net.*.weight", info), matches("0.*", info)
+        (True, True, False)
+    """
+    if key.startswith("role:"):
+        return str(info.role) == key.removeprefix("role:")
+    return any(fnmatchcase(name, key) for name in info.names)
+
+
+def deciding_key(keys: Mapping[str, object], info: ParamInfo) -> str | None:
+    """The last key that means this tensor, None if no key does."""
+    return next((key for key in reversed(list(keys)) if matches(key, info)), None)

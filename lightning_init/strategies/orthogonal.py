@@ -1,0 +1,49 @@
+"""Orthogonal matrices: every singular value equals the gain, so depth neither grows nor shrinks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_init.architecture.params import ParamInfo
+from lightning_init.strategies.distributions import Distribution, Keep, Normal, Orthogonal
+from lightning_init.strategies.initializers import ByRole
+from lightning_init.strategies.registry import Strategy, strategy
+from lightning_init.strategies.variance import Gain, tied_table
+
+
+@dataclass(frozen=True, slots=True)
+class Orthonormal:
+    """`gain` times an orthogonal matrix, per gate, head block and group."""
+
+    gain: float = 1.0
+    name: str = "orthogonal"
+
+    def __call__(self, info: ParamInfo) -> Distribution:
+        """The distribution of one matrix or kernel."""
+        if info.numel == 0:
+            return Keep("empty")
+        if len(info.shape) < 2:  # a weight that is a vector has nothing to be orthogonal to
+            return Normal(self.gain / max(info.fan_in, 1.0) ** 0.5, reason=f"{self.name}: a vector")
+        of = f"{info.blocks} matrices" if info.blocks > 1 else "one matrix"
+        return Orthogonal(
+            info.shape, self.gain, info.blocks, reason=f"{self.name}: {of}, all singular values"
+        )
+
+
+@strategy
+def orthogonal(gain: Gain = 1.0) -> Strategy:
+    """Gain times an orthogonal matrix (rows or columns orthonormal), per gate, block and group.
+
+    The gain that keeps deep tanh nets trainable is 1; ReLU nets want sqrt(2).
+
+    Args:
+        gain: Every singular value, 0.5 to 2.
+
+    References:
+        Saxe, McClelland & Ganguli (2013), section 3, https://arxiv.org/abs/1312.6120
+
+    Example:
+        >>> orthogonal(2.0).initializer(ParamInfo(("w",), (4, 4), Role.WEIGHT)).std
+        1.0
+    """
+    return Strategy(ByRole(weight=Orthonormal(gain), embedding=tied_table))

@@ -1,0 +1,196 @@
+"""Named strategies: one decorated function is the scheme, its schema and its catalogue entry.
+
+`@strategy` reads the function's signature: annotated ranges become validation, YAML schema and
+search space; the docstring becomes the catalogue. Packages add their own through the entry-point
+group `lightning_init.plugins`, each entry naming a module to import.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple, TypeVar, overload
+
+from torch import nn
+
+from lightning_init.architecture.arguments import Parameter, Range, parameters_of, unknown
+from lightning_init.strategies.initializers import Initializer, Scaled
+
+Calibrator = Callable[[nn.Module, Any, Callable[[], object]], None]
+StrategyFunction = Callable[..., "Strategy"]
+F = TypeVar("F", bound=StrategyFunction)
+
+BUILT_IN = ("variance", "orthogonal", "transformer", "calibrated", "auto")
+
+
+class Strategy(NamedTuple):
+    """How to initialize a model: a pure initializer, and a calibration on data if it needs one."""
+
+    initializer: Initializer
+    calibrate_: Calibrator | None = None
+
+
+SCALE = Parameter("scale", float, 1.0, Range(1e-3, 1e3, log=True, search=(0.25, 4.0)))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A registered strategy.
+
+    Attributes:
+        name: Its name in YAML, Python and on the command line.
+        function: The decorated function.
+        parameters: Its arguments by name; every strategy has `scale`, a factor on std.
+        aliases: Other names of the same strategy.
+        search: Whether the default search space includes it.
+        needs_batch: Whether it runs the model on data.
+    """
+
+    name: str
+    function: StrategyFunction
+    parameters: Mapping[str, Parameter]
+    aliases: tuple[str, ...] = ()
+    search: bool = True
+    needs_batch: bool = False
+
+    @property
+    def summary(self) -> str:
+        """First sentence of the docstring."""
+        text = " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
+        return text.removesuffix(".")
+
+    @property
+    def references(self) -> str:
+        """The docstring's references, on one line."""
+        _, _, rest = (inspect.getdoc(self.function) or "").partition("References:\n")
+        return " ".join(rest.split("\n\n")[0].split())
+
+    def check(self, params: Mapping[str, object]) -> dict[str, Any]:
+        """The given parameters, validated and converted.
+
+        Raises:
+            ValueError: If a name is unknown or a value is not legal.
+        """
+        for name in params:
+            if name not in self.parameters:
+                raise ValueError(f"{self.name}: {unknown('parameter', name, self.parameters)}")
+        return {k: self.parameters[k].check(value, self.name) for k, value in params.items()}
+
+    def build(self, params: Mapping[str, object]) -> Strategy:
+        """The strategy with the given parameters."""
+        values = self.check(params)
+        own = inspect.signature(self.function).parameters
+        scale = 1.0 if "scale" in own else values.pop("scale", 1.0)
+        made = self.function(**values)
+        return made if scale == 1 else made._replace(initializer=Scaled(made.initializer, scale))
+
+
+_REGISTRY: dict[str, Entry] = {}
+_ALIASES: dict[str, str] = {}
+
+
+@overload
+def strategy(function: F, /) -> F: ...
+@overload
+def strategy(
+    *, aliases: tuple[str, ...] = (), search: bool = True, needs_batch: bool = False
+) -> Callable[[F], F]: ...
+def strategy(
+    function: F | None = None,
+    /,
+    *,
+    aliases: tuple[str, ...] = (),
+    search: bool = True,
+    needs_batch: bool = False,
+) -> F | Callable[[F], F]:
+    """Register a function that returns a `Strategy` under its own name.
+
+    Args:
+        function: Its arguments need defaults, and annotations that are `float`, `int` or `bool`
+            (in `Annotated[..., Range(...)]` where a range applies) or a `Literal` of strings.
+        aliases: Other names.
+        search: Whether the default search space includes it.
+        needs_batch: Whether it runs the model on data.
+
+    Returns:
+        The function itself.
+
+    Raises:
+        TypeError: If an argument has no default or an annotation that YAML cannot hold.
+        ValueError: If the name is taken by another function.
+
+    Example:
+        >>> from typing import Annotated
+        >>> from lightning_init import Range, Strategy, strategy
+        >>> from lightning_init.strategies.initializers import keep
+        >>> @strategy(search=False)
+        ... def my_scheme(gain: Annotated[float, Range(0.5, 2.0)] = 1.0) -> Strategy:
+        ...     "Does nothing yet."
+        ...     return Strategy(keep)
+        >>> get("my_scheme").summary
+        'Does nothing yet'
+    """
+
+    def register(function: F) -> F:
+        name = function.__name__
+        entry = Entry(
+            name,
+            function,
+            {"scale": SCALE, **parameters_of(function)},
+            aliases,
+            search,
+            needs_batch,
+        )
+        for key in (name, *aliases):
+            known = _REGISTRY.get(_ALIASES.get(key, key))
+            if known and _identity(known.function) != _identity(function):
+                raise ValueError(
+                    f"a strategy called {key!r} exists already, in {known.function.__module__}: "
+                    "give yours another name"
+                )
+        _REGISTRY[name] = entry
+        _ALIASES.update(dict.fromkeys(aliases, name))
+        return function
+
+    return register if function is None else register(function)
+
+
+def entries() -> tuple[Entry, ...]:
+    """All registered strategies, in the order of the catalogue."""
+    load_plugins()
+    return tuple(_REGISTRY.values())
+
+
+def get(name: str) -> Entry:
+    """The strategy of that name or alias.
+
+    Raises:
+        ValueError: If there is none; the closest names come first.
+
+    Example:
+        >>> get("he_normal") is get("kaiming_normal")
+        True
+    """
+    load_plugins()
+    key = _ALIASES.get(name, name)
+    if key not in _REGISTRY:
+        raise ValueError(unknown("strategy", name, [*_REGISTRY, *_ALIASES]))
+    return _REGISTRY[key]
+
+
+@cache
+def load_plugins() -> None:
+    """Import the built-in families, then the modules that installed packages name."""
+    for family in BUILT_IN:
+        import_module(f"lightning_init.strategies.{family}")
+    for point in entry_points(group="lightning_init.plugins"):
+        point.load()
+
+
+def _identity(function: StrategyFunction) -> tuple[str, str]:
+    # A module that is loaded again (a notebook cell, a reload) replaces its own entries.
+    return function.__module__, function.__qualname__
