@@ -16,6 +16,11 @@ if TYPE_CHECKING:
         Role as Role,
         Usage as Usage,
     )
+    from lightning_init.callbacks.init import InitCallback as InitCallback
+    from lightning_init.callbacks.monitor import HealthMonitor as HealthMonitor
+    from lightning_init.health.audit import audit as audit
+    from lightning_init.health.findings import Finding as Finding, detector as detector
+    from lightning_init.health.report import Report as Report
     from lightning_init.strategies.apply import (
         apply_ as apply_,
         calibrate_ as calibrate_,
@@ -35,6 +40,12 @@ _HOMES = {
     "ParamInfo": "architecture.params",
     "Role": "architecture.params",
     "Usage": "architecture.params",
+    "InitCallback": "callbacks.init",
+    "HealthMonitor": "callbacks.monitor",
+    "audit": "health.audit",
+    "Finding": "health.findings",
+    "detector": "health.findings",
+    "Report": "health.report",
     "apply_": "strategies.apply",
     "calibrate_": "strategies.apply",
     "initialize_": "strategies.apply",

@@ -24,7 +24,15 @@ from lightning_init.architecture.layers import (
 from lightning_init.architecture.names import named_tensors, unwrap
 from lightning_init.architecture.params import Architecture, ParamInfo, Role
 from lightning_init.architecture.provenance import exact_provenance, flags_of
-from lightning_init.architecture.tape import CONVOLUTIONS, NORMS, Op, op_traits, trace, usages
+from lightning_init.architecture.tape import (
+    CONVOLUTIONS,
+    NORMS,
+    TRANSPOSED,
+    Op,
+    op_traits,
+    trace,
+    usages,
+)
 
 
 def analyze(model: nn.Module, forward: Callable[[], object] | None = None) -> Architecture:
@@ -51,7 +59,8 @@ def analyze(model: nn.Module, forward: Callable[[], object] | None = None) -> Ar
     model = unwrap(model)
     infos = _from_modules(model)
     traits = module_traits(model)
-    if forward is None:
+    lazy = any("lazy" in info.flags for info in infos.values())  # a pass would give them shapes
+    if forward is None or lazy:
         return Architecture(tuple(replace(info, traits=traits) for info in infos.values()))
     ops = trace(model, forward)
     used, num_branches = usages(ops)
@@ -112,8 +121,16 @@ def _from_use(info: ParamInfo, op: Op, position: int) -> ParamInfo:
         return replace(info, role=Role.WEIGHT, fan_in=float(shape[1]), fan_out=float(shape[0]))
     if op.function in CONVOLUTIONS and len(shape) > 2:
         field = math.prod(shape[2:])
-        into, back = float(shape[1] * field), float(shape[0] * field)
-        return replace(info, role=Role.WEIGHT, fan_in=into, fan_out=back)
+        one, two = shape[1] * field, shape[0] // op.groups * field
+        into, back = (two, one) if op.function in TRANSPOSED else (one, two)
+        into_step, back_step = (op.stride, 1) if op.function in TRANSPOSED else (1, op.stride)
+        return replace(
+            info,
+            role=Role.WEIGHT,
+            fan_in=into / into_step,
+            fan_out=back / back_step,
+            blocks=op.groups,
+        )
     if (op.function is F.linear or op.function in CONVOLUTIONS) and len(shape) == 1:
         return replace(info, role=Role.BIAS)
     if op.function in NORMS and len(shape) <= 1:

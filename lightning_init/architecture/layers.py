@@ -9,7 +9,7 @@ shows their use.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -53,6 +53,7 @@ class Described:
     blocks: int = 1
     default: Default | None = None
     padding_idx: int | None = None
+    tied_default: Default | None = None  # what the constructor of a tied layer draws
 
 
 def activation_name(module: nn.Module) -> str | None:
@@ -152,8 +153,12 @@ def describe_model(model: nn.Module) -> dict[int, tuple[Described, str]]:
             parameter = owner._parameters.get(leaf) if owner else None
             if parameter is None:
                 continue
-            if id(parameter) not in found or fact.role is Role.EMBEDDING:
-                found[id(parameter)] = (fact, type(module).__name__)
+            known, kind = found.get(id(parameter), (fact, type(module).__name__))
+            if fact.role is Role.EMBEDDING:
+                known, kind, fact = fact, type(module).__name__, known
+            if fact is not known:
+                known = replace(known, tied_default=fact.default)
+            found[id(parameter)] = (known, kind)
     return found
 
 
@@ -194,7 +199,8 @@ def _convolution(module: nn.modules.conv._ConvNd) -> dict[str, Described]:
     fan_in = module.in_channels // module.groups * field
     fan_out = module.out_channels // module.groups * field
     # The constructor reads fan_in from dim 1, which is `out/groups` in a transposed convolution.
-    default = Default("uniform", (fan_out if module.transposed else fan_in) ** -0.5)
+    drawn = fan_out if module.transposed else fan_in  # 0 as long as the layer is lazy
+    default = Default("uniform", drawn**-0.5) if drawn else None
     into, back = (fan_in / stride, fan_out) if module.transposed else (fan_in, fan_out / stride)
     return {
         "weight": Described(Role.WEIGHT, float(into), float(back), module.groups, default),

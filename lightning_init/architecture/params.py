@@ -74,7 +74,7 @@ class ParamInfo:
         fan_out: Products summed into one element of the input's gradient.
         blocks: Independent matrices stacked along dim 0 (q|k|v, gates, groups).
         provenance: Where its values come from.
-        flags: Of `tied frozen adapter sharded meta lazy quantized parametrized`.
+        flags: Of `tied frozen adapter sharded meta lazy complex quantized parametrized`.
         usage: What a forward pass showed, None if none was seen.
         layer: Class name of the module that owns it.
         nonlinearity: The activation that the model's modules suggest, for use without `usage`.

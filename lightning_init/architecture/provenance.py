@@ -35,6 +35,10 @@ class Record:
     written: dict[str, int] = field(default_factory=dict)
     trained: bool = False
 
+    def __getstate__(self) -> dict[str, object]:
+        # The tensors of a copy count their versions anew: what was noted does not speak of them.
+        return {"written": {}, "trained": self.trained}
+
 
 def record_of(model: nn.Module) -> Record:
     """The model's record; an empty one is attached if there is none.
@@ -63,6 +67,7 @@ def flags_of(names: tuple[str, ...], parameter: nn.Parameter) -> frozenset[str]:
         "lazy": is_lazy(parameter),
         "meta": parameter.is_meta and not is_lazy(parameter),
         "sharded": hasattr(parameter, "device_mesh"),
+        "complex": parameter.is_complex(),
         "quantized": not dense or not (plain or hasattr(parameter, "device_mesh")),
         "parametrized": "parametrizations" in parts or derived,
     }
@@ -111,8 +116,9 @@ def examine(model: nn.Module, infos: tuple[ParamInfo, ...]) -> tuple[ParamInfo, 
         tensor = tensors[info.names]
         if info.provenance == "pretrained" or written.get(info.name) == tensor._version:
             continue
-        default = described[id(tensor)][0].default if id(tensor) in described else None
-        if not looks_default(tensor, default, info.padding_idx):
+        fact = described[id(tensor)][0] if id(tensor) in described else None
+        defaults = {fact.default, fact.tied_default} if fact else {None}
+        if not any(looks_default(tensor, default, info.padding_idx) for default in defaults):
             unlike[info.names] = tensor
     structured = {names for names, tensor in unlike.items() if has_structure(tensor)}
     matrices = {i.names for i in infos if i.role in (Role.WEIGHT, Role.RECURRENT)}

@@ -7,6 +7,7 @@ together with the very `Parameter` objects, also in functional code. The calls f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,10 +22,13 @@ from lightning_init.architecture.preserve import preserved
 
 Function = Callable[..., Any]
 
+TRANSPOSED: frozenset[Function] = frozenset(
+    {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+)
 CONVOLUTIONS: frozenset[Function] = frozenset(
     {
         *(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d),
-        *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+        *TRANSPOSED,
     }
 )
 RECURRENT: frozenset[Function] = frozenset(
@@ -84,6 +88,9 @@ class Op:
     inputs: tuple[int, ...]
     params: tuple[int, ...]
     consumers: list[int] = field(default_factory=list)
+    last: tuple[int, ...] = ()  # of a fused call's parameters, those that make its output
+    stride: int = 1
+    groups: int = 1
 
     @property
     def is_weight_layer(self) -> bool:
@@ -129,6 +136,10 @@ class Tape(TorchFunctionMode):
         results = list(tensors(out))
         if results and (sources or params):
             op = Op(func, tuple(sorted(sources)), params)
+            if func is F.multi_head_attention_forward:  # out_proj_weight and out_proj_bias
+                op.last = tuple(id(t) for t in tensors(args[11:13]) if id(t) in self._params)
+            elif func in CONVOLUTIONS:
+                op.stride, op.groups = _stride_and_groups(args, kwargs)
             for source in op.inputs:
                 self.ops[source].consumers.append(len(self.ops))
             for result in results:
@@ -147,6 +158,16 @@ class Tape(TorchFunctionMode):
 
 def _input() -> None:
     """Stands for a tensor that the model was given."""
+
+
+def _stride_and_groups(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+    """Of a convolution's call; the stride over all dimensions together."""
+    weight = args[1] if len(args) > 1 else kwargs["weight"]
+    stride = args[3] if len(args) > 3 else kwargs.get("stride", 1)
+    groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
+    steps = [stride] if isinstance(stride, int) else list(stride)
+    dims = weight.ndim - 2
+    return math.prod(steps * dims if len(steps) == 1 else steps), int(groups)
 
 
 def trace(model: nn.Module, forward: Callable[[], object]) -> list[Op]:
@@ -283,11 +304,13 @@ def _branch_end(ops: list[Op], index: int) -> Iterable[int]:
     while True:
         op = ops[index]
         if op.function is F.multi_head_attention_forward:
-            return (*found, *op.params[-2:])  # the output projection and its bias
+            return (*found, *op.last)
         found += op.params
-        if op.is_weight_layer or len(op.inputs) != 1:
+        # Buffers (running statistics, masks) are inputs too, but nothing was computed for them.
+        sources = [source for source in op.inputs if ops[source].function is not _input]
+        if op.is_weight_layer or len(sources) != 1:
             return found
-        index = op.inputs[0]
+        index = sources[0]
 
 
 def _nonlinearity(ops: list[Op], index: int) -> str:

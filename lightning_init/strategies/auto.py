@@ -78,6 +78,25 @@ def _law(info: ParamInfo, activation: str) -> Initializer | None:
     return _RELU if activation in _SMOOTH_RELUS else _TANH
 
 
+@dataclass(frozen=True, slots=True)
+class ExceptCustom:
+    """Another initializer for all but what the model initializes itself.
+
+    Example:
+        >>> info = ParamInfo(("w",), (2, 2), Role.WEIGHT, 2, 2, provenance="custom")
+        >>> str(ExceptCustom(weight)(info))
+        'keep'
+    """
+
+    initializer: Initializer
+
+    def __call__(self, info: ParamInfo) -> Distribution:
+        """The distribution of one tensor."""
+        if info.provenance == "custom":
+            return Keep("customized by the model: name a strategy to write it")
+        return self.initializer(info)
+
+
 @strategy
 def auto() -> Strategy:
     """By layer type, activation and place, read off one forward pass; keeps what you customized.
@@ -91,7 +110,7 @@ def auto() -> Strategy:
     """
     table = Fixed(0.02, "normal", "lookup table")
     recurrent = Orthonormal(1.0, "hidden to hidden")
-    return Strategy(ByRole(weight=weight, recurrent=recurrent, embedding=table))
+    return Strategy(ExceptCustom(ByRole(weight=weight, recurrent=recurrent, embedding=table)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,5 +123,5 @@ def lsuv(
                 stacklevel=2,
             )
 
-    rule = Orthonormal(1.0, "LSUV starts orthogonal")
+    rule = Orthonormal(1.0, "LSUV")
     return Strategy(ByRole(weight=rule, embedding=tied_table), calibrate)

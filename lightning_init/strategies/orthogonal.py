@@ -24,10 +24,8 @@ class Orthonormal:
             return Keep("empty")
         if len(info.shape) < 2:  # a weight that is a vector has nothing to be orthogonal to
             return Normal(self.gain / max(info.fan_in, 1.0) ** 0.5, reason=f"{self.name}: a vector")
-        of = f"{info.blocks} matrices" if info.blocks > 1 else "one matrix"
-        return Orthogonal(
-            info.shape, self.gain, info.blocks, reason=f"{self.name}: {of}, all singular values"
-        )
+        reason = f"{self.name}, {info.blocks} blocks" if info.blocks > 1 else self.name
+        return Orthogonal(info.shape, self.gain, info.blocks, reason=reason)
 
 
 @strategy

@@ -20,7 +20,7 @@ from lightning_init.architecture.arguments import unknown
 from lightning_init.architecture.names import unwrap
 from lightning_init.architecture.params import Architecture, ParamInfo, Role
 from lightning_init.architecture.provenance import examine
-from lightning_init.strategies.distributions import Distribution, Keep
+from lightning_init.strategies.distributions import Calibrated, Distribution, Keep
 from lightning_init.strategies.initializers import Initializer, Overridden, Scaled, matches
 from lightning_init.strategies.registry import Calibrator, Strategy, get
 from lightning_init.strategies.spec import InitSpec
@@ -100,7 +100,10 @@ class Plan:
         for entry in self.entries:
             pattern = re.sub(r"\d+", "*", entry.info.name)
             reason = re.sub(r"branch \d+ of", "branch * of", entry.distribution.reason)
-            key = (pattern, entry.info.shape, str(entry.distribution), reason)
+            # Calibrated tensors are alike although data gave each a std of its own.
+            calibrated = isinstance(entry.distribution, Calibrated)
+            drawn = "calibrated" if calibrated else str(entry.distribution)
+            key = (pattern, entry.info.shape, drawn, reason)
             found.setdefault(key, []).append(entry)
         return [
             (f"{len(es)} x {key[0]}" if len(es) > 1 else es[0].info.name, tuple(es))

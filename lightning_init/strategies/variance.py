@@ -54,7 +54,7 @@ class VarianceScaling:
             return Keep("empty")
         fans = {"fan_in": info.fan_in, "fan_out": info.fan_out}
         fans["fan_avg"] = (info.fan_in + info.fan_out) / 2
-        fan = fans[self.fan]
+        fan = fans[self.fan] or 1.0  # 0 in a lazy layer, which the plan refuses
         std = self.gain * math.sqrt(self.factor / fan)
         reason = f"{self.name}: {self.fan} {fan:g}"
         if info.blocks > 1:

@@ -1,0 +1,298 @@
+"""Reads the signals of a model at work: outputs, their gradients, weights.
+
+Hooks sit on the modules that own weights and reduce each output at once, on its device, to a few
+numbers; the host sees them in one transfer per sampled step. Reductions are the cheap ones: mean,
+norm, minimum and maximum, sign. Outputs are never kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lightning_init.architecture.layers import describe
+from lightning_init.architecture.names import canonical, named_tensors, unwrap
+from lightning_init.architecture.params import ParamInfo, Role
+from lightning_init.architecture.readings import LayerReading, WeightReading
+from lightning_init.architecture.tape import tensors
+
+_ROWS = 16  # a monitored step reads the first 1/16 of the batch, at least that many rows
+
+
+class Expected(Protocol):
+    """Mean and std that a plan promises for a tensor."""
+
+    @property
+    def std(self) -> float:
+        """Standard deviation."""
+
+    @property
+    def mean(self) -> float:
+        """Mean."""
+
+
+class PlannedEntry(Protocol):
+    """One line of a plan, as far as a probe reads it."""
+
+    @property
+    def info(self) -> ParamInfo:
+        """The tensor."""
+
+    @property
+    def distribution(self) -> Expected:
+        """What it was drawn from."""
+
+
+class Probe:
+    """Hooks that read a model's layers while `active`; `remove` leaves no trace.
+
+    Args:
+        model: The model.
+        full: Read all rows of every output instead of the leading ones.
+        sample: Also keep a few values of each output, for histograms.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> probe = Probe(model, full=True)
+        >>> probe.active = True
+        >>> _ = model(torch.ones(2, 4))
+        >>> [reading.name for reading in probe.layers()]
+        ['0', '2']
+        >>> probe.remove()
+    """
+
+    def __init__(self, model: nn.Module, *, full: bool = False, sample: bool = False) -> None:
+        self.active = False
+        self.full, self.sample = full, sample
+        self.samples: dict[str, Tensor] = {}
+        self._order: dict[str, tuple[Tensor, int]] = {}
+        self._grads: dict[str, tuple[Tensor, int]] = {}
+        self._kinds: dict[str, tuple[str, str]] = {}
+        self._handles = []
+        for name, module, group in watched(unwrap(model)):
+            self._kinds[name] = (type(module).__name__, group)
+            self._handles.append(module.register_forward_hook(self._hook(name)))
+
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def read(module: nn.Module, args: Any, out: Any) -> None:  # noqa: ARG001
+            # Inside a backward pass this is a recomputation of a checkpointed segment.
+            if not self.active or torch._C._current_graph_task_id() != -1:
+                return
+            first = next(iter(tensors(_plain(out))), None)
+            if first is None or not first.is_floating_point() or not first.numel():
+                return
+            value = first.detach()
+            if not self.full and value.ndim > 1:
+                value = value[: max(_ROWS, value.shape[0] // _ROWS)]
+            if name not in self._order:  # a module used twice is read on its first call
+                self._order[name] = (_reduce(value), value.numel())
+                if self.sample:
+                    self.samples[name] = value.flatten()[:2048].float().clone()
+                if first.requires_grad:
+                    size = first.numel()
+                    first.register_hook(  # type: ignore[no-untyped-call]
+                        lambda grad: self._read_grad(name, grad, size)
+                    )
+
+        return read
+
+    def _read_grad(self, name: str, grad: Tensor, size: int) -> None:
+        self._grads[name] = (_norm(grad), size)
+
+    def layers(self) -> tuple[LayerReading, ...]:
+        """The readings since the last call, in execution order; one transfer to the host."""
+        if not self._order:
+            return ()
+        rows = torch.stack([stats for stats, _ in self._order.values()]).tolist()
+        grads = {name: (float(norm), size) for name, (norm, size) in self._grads.items()}
+        found = []
+        for name, (mean, rms, low, high, nonzero) in zip(self._order, rows, strict=True):
+            norm, size = grads.get(name, (math.nan, 1))
+            kind, group = self._kinds[name]
+            found.append(
+                LayerReading(
+                    name=name,
+                    kind=kind,
+                    group=group,
+                    mean=mean,
+                    std=math.sqrt(max(rms**2 - mean**2, 0.0)) if math.isfinite(rms) else rms,
+                    rms=rms,
+                    absmax=max(abs(low), abs(high)),
+                    zeros=1 - nonzero,
+                    grad_norm=norm,
+                    grad_rms=norm / math.sqrt(size),
+                )
+            )
+        self._order, self._grads = {}, {}
+        return tuple(found)
+
+    def remove(self) -> None:
+        """Take every hook off the model."""
+        self.active = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def watched(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """The modules worth reading: (name, module, group), in registration order.
+
+    Weight layers, and the repeated blocks of the model. Blocks form one group; without blocks,
+    the weight layers of the most frequent class do.
+
+    Example:
+        >>> net = nn.Sequential(*[nn.Linear(2, 2) for _ in range(3)])
+        >>> [(name, group) for name, _, group in watched(net)]
+        [('0', 'Linear'), ('1', 'Linear'), ('2', '')]
+    """
+    modules = [(canonical(name), module) for name, module in model.named_modules()]
+    inside = {
+        id(child)
+        for _, module in modules
+        if isinstance(module, nn.MultiheadAttention)
+        for child in module.children()
+    }
+    layers = [
+        (name, module)
+        for name, module in modules
+        if _owns_weights(module) and id(module) not in inside
+    ]
+    blocks = _repeated_blocks(model)
+    if blocks:
+        chosen = {id(module) for module in blocks}
+        label = type(blocks[0]).__name__
+    else:
+        counts = Counter(type(module).__name__ for _, module in layers)
+        label = counts.most_common(1)[0][0] if counts else ""
+        # The last layer is the output, which has a scale of its own.
+        chain = [module for _, module in layers[:-1] if type(module).__name__ == label]
+        chosen = {id(module) for module in chain}
+    wanted = {id(module) for _, module in layers} | {id(module) for module in blocks}
+    return [
+        (name, module, label if id(module) in chosen else "")
+        for name, module in modules
+        if id(module) in wanted
+    ]
+
+
+def weights(
+    model: nn.Module,
+    plan: Iterable[PlannedEntry] | None = None,
+    grads: dict[int, Tensor] | None = None,
+) -> tuple[WeightReading, ...]:
+    """Statistics of every floating-point parameter, beside what a plan promised for it.
+
+    Args:
+        model: The model.
+        plan: The plan that was applied, if any.
+        grads: `id(parameter)` -> gradient, or its norm; None reads `parameter.grad`.
+
+    Returns:
+        One reading per tensor, one transfer to the host for all.
+    """
+    promised = {entry.info.names: entry for entry in plan or ()}
+    kept: list[tuple[tuple[str, ...], nn.Parameter, Tensor]] = []
+    for names, parameter in named_tensors(model):
+        if parameter.is_floating_point() and not parameter.is_meta and parameter.numel():
+            entry = promised.get(names)
+            kept.append((names, parameter, _without_padding(parameter.detach(), entry)))
+    if not kept:
+        return ()
+    nothing = torch.tensor(math.nan)
+    rows = []
+    for _, parameter, values in kept:
+        grad = parameter.grad if grads is None else grads.get(id(parameter))
+        low, high = torch.aminmax(values)
+        pieces = (
+            values.mean(dtype=torch.float32),
+            _norm(values),
+            low.float(),
+            high.float(),
+            nothing.to(values.device) if grad is None else _norm(grad),
+        )
+        rows.append(torch.stack([piece.to(values.device) for piece in pieces]))
+    found = []
+    table = torch.stack([row.to(rows[0].device) for row in rows]).tolist()
+    for (names, parameter, values), (mean, norm, low, high, grad) in zip(kept, table, strict=True):
+        n = values.numel()
+        square = norm**2 / n
+        entry = promised.get(names)
+        has_grad = parameter.grad is not None if grads is None else id(parameter) in grads
+        found.append(
+            WeightReading(
+                name=names[0],
+                numel=n,
+                mean=mean,
+                # Equal values have std 0, whatever rounding makes of the difference.
+                std=0.0 if low == high else math.sqrt(max(square - mean**2, 0.0)),
+                expected_mean=entry.distribution.mean if entry else math.nan,
+                expected_std=entry.distribution.std if entry else math.nan,
+                drawn=str(entry.distribution) if entry else "",
+                grad_rms=grad / math.sqrt(parameter.numel()),
+                finite=math.isfinite(norm) and (not has_grad or math.isfinite(grad)),
+            )
+        )
+    return tuple(found)
+
+
+def _plain(out: Any) -> Any:
+    return out.to_tuple() if hasattr(out, "to_tuple") else out
+
+
+def _reduce(value: Tensor) -> Tensor:
+    low, high = torch.aminmax(value)
+    return torch.stack(
+        [
+            value.mean(dtype=torch.float32),
+            _norm(value) / math.sqrt(value.numel()),
+            low.float(),
+            high.float(),
+            value.sign().abs().mean(dtype=torch.float32),
+        ]
+    )
+
+
+def _norm(value: Tensor) -> Tensor:
+    dense = value.coalesce().values() if value.is_sparse else value
+    norm: Tensor = torch.linalg.vector_norm(dense.detach(), dtype=torch.float32)
+    return norm
+
+
+def _without_padding(values: Tensor, entry: PlannedEntry | None) -> Tensor:
+    if entry is None or entry.info.padding_idx is None or values.shape[0] < 2:
+        return values
+    rows = torch.arange(values.shape[0], device=values.device)
+    return values[rows != entry.info.padding_idx % values.shape[0]]
+
+
+def _owns_weights(module: nn.Module) -> bool:
+    facts = describe(module).values()
+    if any(fact.role in (Role.WEIGHT, Role.RECURRENT) for fact in facts):
+        return True
+    if any(fact.role is Role.EMBEDDING for fact in facts):
+        return False
+    return any(p.ndim >= 2 and not p.is_meta for p in module.parameters(recurse=False))
+
+
+def _repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The outermost composite modules of one class of which a container holds three or more."""
+    candidates: dict[type[nn.Module], list[nn.Module]] = {}
+    for container in model.modules():
+        if not isinstance(container, (nn.ModuleList, nn.Sequential)):
+            continue
+        kinds = Counter(type(child) for child in container)
+        for child in container:
+            composite = any(_owns_weights(m) for m in child.modules() if m is not child)
+            if kinds[type(child)] >= 2 and composite and not _owns_weights(child):
+                candidates.setdefault(type(child), []).append(child)
+    sized = {
+        kind: sum(p.numel() for block in blocks for p in block.parameters())
+        for kind, blocks in candidates.items()
+        if len(blocks) >= 3
+    }
+    return candidates[max(sized, key=sized.__getitem__)] if sized else []

@@ -1,0 +1,1 @@
+"""Inside a Trainer: when weights may change, what is watched, what is said."""

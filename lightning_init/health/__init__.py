@@ -1,0 +1,1 @@
+"""How is it doing? Readings in, findings out: symptom, place, likely cause, remedy."""

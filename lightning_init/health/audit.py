@@ -1,0 +1,72 @@
+"""One batch, forward and backward, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_init.architecture.names import unwrap
+from lightning_init.architecture.preserve import preserved
+from lightning_init.architecture.probe import PlannedEntry, Probe, weights
+from lightning_init.architecture.readings import Readings, StepReading
+from lightning_init.health.findings import examine
+from lightning_init.health.losses import LossWatch
+from lightning_init.health.report import Report
+
+
+def audit(
+    model: nn.Module,
+    forward: Callable[[], object],
+    *,
+    plan: Iterable[PlannedEntry] | None = None,
+) -> Report:
+    """Read a model on one batch and judge it; weights, gradients, buffers, RNG stay as found.
+
+    Args:
+        model: The model, in the mode in which it will train.
+        forward: A call without arguments that runs the model once and returns the scalar loss.
+            If it returns anything else, only the forward pass is judged.
+        plan: The plan that was applied: weights are then checked exactly against it.
+
+    Returns:
+        The report; `print(report)` shows the layers and the verdict.
+
+    Raises:
+        Exception: Whatever `forward` raises.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> x, y = torch.randn(16, 4), torch.randint(0, 3, (16,))
+        >>> report = audit(model, lambda: nn.functional.cross_entropy(model(x), y))
+        >>> report.worst is None or report.worst.detector != "non_finite"
+        True
+    """
+    probe = Probe(model, full=True)
+    try:
+        with preserved(model), torch.enable_grad(), LossWatch() as losses:
+            probe.active = True
+            loss = forward()
+            grads: dict[int, Tensor] = {}
+            readings = {}
+            if isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point():
+                readings[0] = float(loss.detach())
+                grads = _gradients(model, loss)
+            reading = StepReading(
+                0, probe.layers(), weights(model, plan, grads), tuple(losses.readings)
+            )
+    finally:
+        probe.remove()
+    trained = any(entry.info.provenance == "pretrained" for entry in plan or ())
+    seen = Readings((reading,), readings, trained=trained)
+    return Report(examine(seen), seen)
+
+
+def _gradients(model: nn.Module, loss: Tensor) -> dict[int, Tensor]:
+    """Gradients without touching `.grad` or the hooks that data-parallel wrappers put there."""
+    trainable = [p for p in unwrap(model).parameters() if p.requires_grad]
+    if not loss.requires_grad or not trainable:
+        return {}
+    found = torch.autograd.grad(loss, trainable, allow_unused=True)
+    return {id(p): grad for p, grad in zip(trainable, found, strict=True) if grad is not None}

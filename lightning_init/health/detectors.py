@@ -1,0 +1,374 @@
+"""The rules. Each is a pure function of readings; limits are arguments.
+
+Rules that raise an error are scale-free (growth per layer, loss against chance), exact (weights
+against the plan that drew them) or unarguable (NaN). The textbook's absolute limits are columns of
+the report and raise nothing: they fire on most healthy networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Annotated
+
+from lightning_init.architecture.arguments import Range
+from lightning_init.architecture.readings import (
+    LayerReading,
+    Readings,
+    StepReading,
+    WeightReading,
+)
+from lightning_init.health.findings import Finding, Severity, detector
+
+Factor = Annotated[float, Range(1.0, 1e12, log=True)]
+Share = Annotated[float, Range(0.0, 1.0)]
+_SEARCH = "`lightning-init search --config <your config>` compares schemes on your data"
+
+
+@detector(order=0)
+def non_finite(
+    readings: Readings, *, patience: Annotated[int, Range(1, 1000)] = 5
+) -> Iterator[Finding]:
+    """NaN or infinity in a loss, an output, a weight or a gradient; the first place is named.
+
+    Args:
+        readings: What was measured.
+        patience: Steps in a row that a gradient scaler may skip before it counts.
+    """
+    for reading in readings.steps:
+        bad = next((layer for layer in reading.layers if not layer.finite), None)
+        broken = next((weight for weight in reading.weights if not weight.finite), None)
+        if readings.skips_allowed and bad is None and broken and math.isfinite(broken.std):
+            broken = None  # an overflowing gradient is how a scaler finds its scale
+        where = bad.name if bad else broken.name if broken else None
+        if where is not None:
+            what = "the output" if bad else "the tensor or its gradient"
+            yield _non_finite(where, reading.step, f"{what} of {where} is not finite")
+            return
+    steps = [step for step, loss in sorted(readings.loss.items()) if not math.isfinite(loss)]
+    needed = patience if readings.skips_allowed else 1
+    if len(steps) >= needed:
+        yield _non_finite("loss", steps[0], "the loss is not finite")
+
+
+def _non_finite(where: str, step: int, symptom: str) -> Finding:
+    at_start = step == 0
+    cause = (
+        "weights or inputs so large that a sum overflows, or NaN in the data"
+        if at_start
+        else "learning rate too high, then weights too large, then NaN in the data"
+    )
+    remedy = (
+        'check the batch with torch.isfinite, then a smaller scale: InitCallback("auto"), or '
+        'params={"scale": 0.5}'
+        if at_start
+        else "a 10 times smaller learning rate or gradient clipping "
+        "(Trainer(gradient_clip_val=1.0)); then params={'scale': 0.5}"
+    )
+    return Finding("non_finite", "error", where, step, math.nan, math.inf, symptom, cause, remedy)
+
+
+@detector(order=10)
+def scheme_audit(
+    readings: Readings,
+    *,
+    z_limit: Annotated[float, Range(1.0, 100.0)] = 5.0,
+    warn_ratio: Factor = 1.25,
+    error_ratio: Factor = 3.0,
+) -> Iterator[Finding]:
+    """Weights whose mean or std before the first step is not what the plan drew.
+
+    Args:
+        readings: What was measured.
+        z_limit: Standard errors that a deviation must exceed to count at all.
+        warn_ratio: Ratio of stds from which it is a warning.
+        error_ratio: Ratio of stds from which it is an error.
+    """
+    for reading in readings.steps[:1]:
+        for weight in reading.weights:
+            if reading.step == 0 and math.isfinite(weight.expected_std) and weight.finite:
+                yield from _against_plan(weight, z_limit, warn_ratio, error_ratio)
+
+
+def _against_plan(
+    weight: WeightReading, z_limit: float, warn_ratio: float, error_ratio: float
+) -> Iterator[Finding]:
+    cause = (
+        "code that ran after the initialization wrote it (a hook, configure_model, a checkpoint), "
+        "or it is tied to a tensor that was written later"
+    )
+    remedy = "list InitCallback after that code, or name the tensor in `overrides`"
+
+    def finding(severity: Severity, value: float, limit: float, text: str) -> Finding:
+        return Finding(
+            "scheme_audit", severity, weight.name, 0, value, limit, text, cause, remedy,
+            "std error of a sample: std / sqrt(2 n)",
+        )  # fmt: skip
+
+    drawn = weight.drawn or "the plan"
+    if weight.expected_std == 0:
+        off = math.hypot(weight.std, weight.mean - weight.expected_mean)
+        if off > 1e-6 * max(1.0, abs(weight.expected_mean)):
+            severity: Severity = "error" if off > 1 else "warning"
+            text = f"differs by {off:.3g} (rms) from what was written: {drawn}"
+            yield finding(severity, off, 0.0, text)
+        return
+    error = weight.expected_std / math.sqrt(2 * weight.numel)
+    ratio = weight.std / weight.expected_std
+    factor = max(ratio, 1 / ratio) if ratio > 0 else math.inf
+    if abs(weight.std - weight.expected_std) > z_limit * error and factor > warn_ratio:
+        severity = "error" if factor > error_ratio else "warning"
+        text = f"std {weight.std:.3g}, drawn with {weight.expected_std:.3g} ({drawn})"
+        yield finding(severity, factor, error_ratio if severity == "error" else warn_ratio, text)
+        return
+    shift = abs(weight.mean - weight.expected_mean) / weight.expected_std
+    if shift > z_limit / math.sqrt(weight.numel) and shift > 0.25:
+        text = f"mean {weight.mean:.3g}, drawn with {weight.expected_mean:.3g} ({drawn})"
+        yield finding("error" if shift > 1 else "warning", shift, 0.25, text)
+
+
+@detector(order=20)
+def forward_growth(
+    readings: Readings,
+    *,
+    shrink: Share = 0.5,
+    grow: Factor = 2.5,
+    total: Factor = 100.0,
+    extreme: Factor = 1e5,
+    jump: Factor = 20.0,
+) -> Iterator[Finding]:
+    """Outputs that grow or shrink geometrically through the depth, or jump at one layer.
+
+    Args:
+        readings: What was measured.
+        shrink: Factor per layer below which outputs vanish.
+        grow: Factor per layer above which they explode.
+        total: Factor over the whole depth that must be exceeded too.
+        extreme: Factor over the whole depth that suffices alone.
+        jump: Factor between two neighbours.
+    """
+    for reading in readings.steps:
+        chain = _chain(reading, lambda layer: layer.rms)
+        if len(chain) < 4:
+            continue
+        slope = _growth([rms for _, rms in chain])
+        span = slope ** (len(chain) - 1)
+        apart = max(span, 1 / span) if span > 0 else math.inf
+        if apart > extreme or (apart > total and not shrink <= slope <= grow):
+            yield _growth_finding(reading.step, chain, slope, span, shrink, grow)
+            return
+        for (before, low), (name, high) in pairwise(chain):
+            if not 1 / jump <= high / low <= jump:
+                yield _jump_finding(reading.step, before, name, high / low, jump)
+                return
+
+
+def _growth_finding(
+    step: int, chain: list[tuple[str, float]], slope: float, span: float, low: float, high: float
+) -> Finding:
+    exploding = slope > 1
+    first, last = chain[0][0], chain[-1][0]
+    what = "explode" if exploding else "vanish"
+    cause = (
+        "weights too large for the activation (gain above what keeps the variance)"
+        if exploding
+        else "weights too small for the activation: PyTorch's default for Linear and Conv keeps a "
+        "third of the variance per layer, a sixth with ReLU"
+    )
+    fix = (
+        'InitCallback("auto") (scales by 1/sqrt(fan_in)), for residual nets "gpt2" or "auto"'
+        if exploding
+        else 'InitCallback("orthogonal") for tanh, InitCallback("kaiming_normal") for ReLU, or '
+        '"lsuv"'
+    )
+    return Finding(
+        "forward_growth", "error", first if exploding else last, step, slope,
+        high if exploding else low,
+        f"outputs {what}: x{slope:.3g} per layer over {len(chain)} layers from {first} to {last}, "
+        f"x{span:.2g} in all (sane: x{low:g} to x{high:g} per layer)",
+        f"{cause}; or inputs far from N(0, 1)", f"{fix}; {_SEARCH}",
+        "Schoenholz et al. (2017), https://arxiv.org/abs/1611.01232",
+    )  # fmt: skip
+
+
+def _jump_finding(step: int, before: str, name: str, ratio: float, limit: float) -> Finding:
+    return Finding(
+        "forward_growth", "error", name, step, ratio, limit,
+        f"the output of {name} is x{ratio:.3g} that of {before} (limit x{limit:g} either way)",
+        f"the weights of {name} have another scale than their neighbours'",
+        f'draw it like them: overrides={{"{name}.*": "kaiming_normal"}}',
+        "Mishkin & Matas (2016), https://arxiv.org/abs/1511.06422",
+    )  # fmt: skip
+
+
+@detector(order=30)
+def backward_growth(
+    readings: Readings,
+    *,
+    shrink: Share = 0.35,
+    grow: Factor = 2.5,
+    total: Factor = 1e3,
+    extreme: Factor = 1e6,
+) -> Iterator[Finding]:
+    """Gradients that grow or shrink geometrically from the last layer to the first.
+
+    Args:
+        readings: What was measured.
+        shrink: Factor per layer below which gradients vanish.
+        grow: Factor per layer above which they explode.
+        total: Factor over the whole depth that must be exceeded too.
+        extreme: Factor over the whole depth that suffices alone.
+    """
+    for reading in readings.steps:
+        # From the loss backwards; a gradient that is exactly 0 everywhere comes from a zero head.
+        chain = _chain(reading, lambda layer: layer.grad_norm)[::-1]
+        if len(chain) < 4:
+            continue
+        slope = _growth([norm for _, norm in chain])
+        span = slope ** (len(chain) - 1)
+        apart = max(span, 1 / span) if span > 0 else math.inf
+        if apart > extreme or (apart > total and not shrink <= slope <= grow):
+            exploding = slope > 1
+            what = "explode" if exploding else "vanish"
+            fix = (
+                "Trainer(gradient_clip_val=1.0) treats the symptom; "
+                'InitCallback("orthogonal", params={"gain": 1.0}) or "auto" the cause'
+                if exploding
+                else 'InitCallback("orthogonal") (keeps gradient norms); in deep nets residual '
+                "connections or norm layers with scale 1 and shift 0"
+            )
+            yield Finding(
+                "backward_growth", "error", chain[-1][0], reading.step, slope,
+                grow if exploding else shrink,
+                f"gradients {what} on the way back: x{slope:.3g} per layer from {chain[0][0]} to "
+                f"{chain[-1][0]}, x{span:.2g} in all (sane: x{shrink:g} to x{grow:g} per layer)",
+                "weights too large or in the chaotic phase of the activation"
+                if exploding
+                else "weights too small, or saturated tanh or sigmoid units",
+                f"{fix}; {_SEARCH}",
+                "Schoenholz et al. (2017), https://arxiv.org/abs/1611.01232",
+            )  # fmt: skip
+            return
+
+
+@detector(order=40)
+def initial_loss(
+    readings: Readings,
+    *,
+    low: Share = 0.5,
+    high: Factor = 1.5,
+    note_low: Share = 0.8,
+    note_high: Factor = 1.3,
+    order_of_magnitude: Factor = 10.0,
+) -> Iterator[Finding]:
+    """A loss before the first step that is not about that of a model that knows nothing.
+
+    Args:
+        readings: What was measured.
+        low: Fraction of chance below which it is an error (the target leaks).
+        high: Factor above chance from which it is an error.
+        note_low: Fraction of chance below which it is a warning.
+        note_high: Factor above chance from which it is a warning.
+        order_of_magnitude: The same for regression, whose outputs add their own variance.
+    """
+    for reading in readings.steps[:1]:
+        if reading.step != 0:
+            return
+        for loss in reading.losses:
+            if not (math.isfinite(loss.value) and loss.chance > 0 and loss.prior >= 0):
+                continue
+            above = loss.value / loss.chance
+            floor = min(loss.chance, loss.prior)
+            below = loss.value / floor if floor > 0 else math.inf
+            upper = (high, note_high) if loss.exact else (order_of_magnitude, 3.0)
+            if above > upper[1]:
+                error = above > upper[0]
+                yield Finding(
+                    "initial_loss", "error" if error else "warning", "loss", 0, above,
+                    upper[0] if error else upper[1],
+                    f"{loss.kind} starts at {loss.value:.4g}, {above:.2f} times the "
+                    f"{loss.chance:.4g} of a model that knows nothing",
+                    "an output layer with too large weights, inputs that are not normalized, or "
+                    "exploding outputs before it",
+                    'draw the output layer small: overrides={"<head>.weight": {"strategy": '
+                    '"normal", "params": {"std": 0.01}}}, or InitCallback("auto"); scale inputs '
+                    "to mean 0 and std 1",
+                    "Karpathy (2019), A Recipe for Training Neural Networks: verify loss @ init",
+                )  # fmt: skip
+            elif loss.exact and below < note_low and not readings.trained:
+                error = below < low
+                yield Finding(
+                    "initial_loss", "error" if error else "warning", "loss", 0, below,
+                    low if error else note_low,
+                    f"{loss.kind} starts at {loss.value:.4g}, below the {floor:.4g} that the best "
+                    "constant answer reaches: the model knows before it has learned",
+                    "trained weights that were loaded, the target among the inputs, or a target "
+                    "shifted by one the wrong way",
+                    "check what the batch holds; for a loaded model this is as it should be",
+                    "Karpathy (2019), A Recipe for Training Neural Networks: verify loss @ init",
+                )  # fmt: skip
+
+
+@detector(order=60)
+def loss_blow_up(
+    readings: Readings,
+    *,
+    factor: Factor = 3.0,
+    steps: Annotated[int, Range(1, 1000)] = 3,
+) -> Iterator[Finding]:
+    """A training loss above its start and above `factor` times its lowest value so far.
+
+    Args:
+        readings: What was measured.
+        factor: Multiple of the lowest loss so far.
+        steps: So many steps in a row are an error, one is a warning.
+    """
+    first, best, run, warned = math.nan, math.inf, 0, None
+    for step, loss in sorted(readings.loss.items()):
+        if not math.isfinite(loss):
+            continue
+        first = loss if math.isnan(first) else first
+        high = loss > factor * best and loss > first > 0
+        run = run + 1 if high else 0
+        best = min(best, loss)
+        if run == 1 and warned is None:
+            warned = (step, loss)
+        if run >= steps:
+            yield _blow_up("error", step, loss, best, factor, f"for {run} steps in a row")
+            return
+    if warned is not None:
+        yield _blow_up("warning", *warned, best, factor, "once")
+
+
+def _blow_up(
+    severity: Severity, step: int, loss: float, best: float, factor: float, how: str
+) -> Finding:
+    return Finding(
+        "loss_blow_up", severity, "loss", step, loss / best, factor,
+        f"the loss is {loss:.4g}, above its start and {loss / best:.3g} times its lowest value "
+        f"{best:.4g}, {how}",
+        "learning rate too high; then too large weights, then a bad batch",
+        "a 3 to 10 times smaller learning rate, warm-up, or Trainer(gradient_clip_val=1.0)",
+    )  # fmt: skip
+
+
+def _chain(reading: StepReading, value: Callable[[LayerReading], float]) -> list[tuple[str, float]]:
+    """Layers of one group with a positive, finite value, in execution order.
+
+    Exact zeros come from layers that are zero by design (the last of a branch, a zero head).
+    """
+    return [
+        (layer.name, value(layer))
+        for layer in reading.layers
+        if layer.group and math.isfinite(value(layer)) and value(layer) > 0
+    ]
+
+
+def _growth(values: list[float]) -> float:
+    """Factor per step: the least-squares slope of the logarithms."""
+    n = len(values)
+    logs = [math.log(value) for value in values]
+    middle, mean = (n - 1) / 2, sum(logs) / n
+    slope = sum((i - middle) * (log - mean) for i, log in enumerate(logs))
+    return math.exp(slope / sum((i - middle) ** 2 for i in range(n)))
