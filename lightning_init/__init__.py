@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from lightning_init.health.audit import audit as audit
     from lightning_init.health.findings import Finding as Finding, detector as detector
     from lightning_init.health.report import Report as Report
+    from lightning_init.search.evaluate import Outcome as Outcome, Trial as Trial
+    from lightning_init.search.result import SearchResult as SearchResult
+    from lightning_init.search.space import Axis as Axis, Space as Space
+    from lightning_init.search.study import search_init as search_init
     from lightning_init.strategies.apply import (
         apply_ as apply_,
         calibrate_ as calibrate_,
@@ -46,6 +50,12 @@ _HOMES = {
     "Finding": "health.findings",
     "detector": "health.findings",
     "Report": "health.report",
+    "Outcome": "search.evaluate",
+    "Trial": "search.evaluate",
+    "SearchResult": "search.result",
+    "Axis": "search.space",
+    "Space": "search.space",
+    "search_init": "search.study",
     "apply_": "strategies.apply",
     "calibrate_": "strategies.apply",
     "initialize_": "strategies.apply",

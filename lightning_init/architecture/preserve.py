@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -68,6 +70,59 @@ def _keep_rng() -> Callable[[], None]:
     return restore
 
 
+def keep_generators(owner: object) -> list[Callable[[], None]]:
+    """Note the state of every random generator that an object holds, a data set for example.
+
+    Looks through attributes, lists and mappings, nearest first, at no more than 2000 values.
+
+    Returns:
+        Calls that put each generator back.
+
+    Example:
+        >>> own = random.Random(0)
+        >>> (restore,) = keep_generators({"transforms": [own]})
+        >>> drawn = own.random()
+        >>> restore()
+        >>> own.random() == drawn
+        True
+    """
+    found: list[Callable[[], None]] = []
+    queue, seen = deque([owner]), set[int]()
+    while queue and len(seen) < 2000:
+        value = queue.popleft()
+        if id(value) in seen or isinstance(value, (Tensor, type)):
+            continue
+        seen.add(id(value))
+        restore = _keep_generator(value)
+        if restore is not None:
+            found.append(restore)
+            continue
+        inner: Iterable[object] = getattr(value, "__dict__", {}).values()
+        if isinstance(value, dict):
+            inner = value.values()
+        elif isinstance(value, (list, tuple)):
+            inner = value
+        queue.extend(islice(inner, 256))
+    return found
+
+
+def _keep_generator(value: Any) -> Callable[[], None] | None:
+    if isinstance(value, torch.Generator):
+        state = value.get_state()
+        return lambda: _drop(value.set_state(state))
+    if isinstance(value, random.Random):
+        python = value.getstate()
+        return lambda: value.setstate(python)
+    numpy = sys.modules.get("numpy")
+    if numpy and isinstance(value, numpy.random.Generator):
+        bits = value.bit_generator.state
+        return lambda: setattr(value.bit_generator, "state", bits)
+    if numpy and isinstance(value, numpy.random.RandomState):
+        arrays = value.get_state()
+        return lambda: value.set_state(arrays)
+    return None
+
+
 def _keep_module(module: nn.Module) -> Callable[[], None]:
     state = dict(module.__dict__)
     inner = [_keep_value(value) for name, value in state.items() if name != "_parameters"]
@@ -90,6 +145,8 @@ def _keep_module(module: nn.Module) -> Callable[[], None]:
 
 def _keep_value(value: Any, depth: int = 0) -> Callable[[], None]:
     """Undo in-place changes of a value; what is replaced is undone by its owner."""
+    if (restore_generator := _keep_generator(value)) is not None:
+        return restore_generator
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         if value.is_meta or value.requires_grad or (value.numel() > _DATA and depth < 1):
             return _nothing
@@ -121,3 +178,7 @@ def _keep_value(value: Any, depth: int = 0) -> Callable[[], None]:
 
 def _nothing() -> None:
     return None
+
+
+def _drop(value: object) -> None:
+    del value

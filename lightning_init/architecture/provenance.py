@@ -118,7 +118,9 @@ def examine(model: nn.Module, infos: tuple[ParamInfo, ...]) -> tuple[ParamInfo, 
             continue
         fact = described[id(tensor)][0] if id(tensor) in described else None
         defaults = {fact.default, fact.tied_default} if fact else {None}
-        if not any(looks_default(tensor, default, info.padding_idx) for default in defaults):
+        as_built = any(looks_default(tensor, default, info.padding_idx) for default in defaults)
+        # A few small steps leave a tensor within what its constructor draws.
+        if not as_built or _stepped([tensor]):
             unlike[info.names] = tensor
     structured = {names for names, tensor in unlike.items() if has_structure(tensor)}
     matrices = {i.names for i in infos if i.role in (Role.WEIGHT, Role.RECURRENT)}
@@ -197,9 +199,9 @@ def has_structure(tensor: Tensor) -> bool:
     if min(rows, columns) < 8:
         return False
     std = float(matrix.std())
-    if not math.isfinite(std) or std == 0:
+    if not math.isfinite(std) or std <= 1e-6 * float(matrix.abs().max()):  # constant, or rounding
         return False
-    matrix = matrix / std
+    matrix = (matrix - matrix.mean()) / std
     n = rows * columns
     if float((matrix**4).mean()) - 3 > max(0.3, 8 * math.sqrt(24 / n)):
         return True

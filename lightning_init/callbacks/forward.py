@@ -14,10 +14,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_init.architecture.preserve import preserved
+from lightning_init.architecture.preserve import keep_generators, preserved
 
 _BATCH = 64  # rows of a batch taken before training, at most
 
@@ -41,7 +42,9 @@ def training_forward(module: pl.LightningModule, batch: Any) -> Callable[[], Ten
 
     def forward() -> Tensor | None:
         losses: list[Tensor] = []
-        arguments = [batch, 0] if _takes_index(module.training_step) else [batch]
+        # A step may take its batch apart or write into it; training still needs it whole.
+        copy = apply_to_collection(batch, Tensor, Tensor.clone)
+        arguments = [copy, 0] if _takes_index(module.training_step) else [copy]
         with _silenced(module, losses), _precision(module):
             out = module.training_step(*arguments)
         if losses:
@@ -94,7 +97,12 @@ def _peek(loader: Any) -> Any:
         return loader.collate_fn(data[0])
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 16
     rows = min(int(size), total, _BATCH)
-    return loader.collate_fn([data[index * total // rows] for index in range(rows)])
+    undo = keep_generators(data)  # those of its own augmentation
+    try:
+        return loader.collate_fn([data[index * total // rows] for index in range(rows)])
+    finally:
+        for restore in undo:
+            restore()
 
 
 @contextmanager

@@ -137,7 +137,7 @@ class InitSpec:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             line = " ".join(str(error).split())
             raise ValueError(f"{path} is not YAML ({line}): {hint}") from None
-        found = _inner_spec(data)
+        found = spec_in(data)
         if found is None:
             got = (
                 f"keys {sorted(map(str, data))}" if isinstance(data, dict) else type(data).__name__
@@ -152,7 +152,13 @@ class InitSpec:
             raise ValueError(f"{path}: {error}") from None
 
 
-def _inner_spec(data: object) -> dict[str, Any] | None:
+def spec_in(data: object) -> dict[str, Any] | None:
+    """The spec in plain data: bare, or the InitCallback of an overlay; None if there is none.
+
+    Example:
+        >>> spec_in({"trainer": {"callbacks": [{"class_path": "lightning_init.InitCallback"}]}})
+        {'strategy': 'auto'}
+    """
     if not isinstance(data, dict):
         return None
     if "strategy" in data:

@@ -1,0 +1,97 @@
+"""What commands share: parsing, the run of one batch, strategies by name or file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lightning_init.callbacks.init import InitCallback
+from lightning_init.search.job import ConfigError, Job, one_line
+from lightning_init.search.workers import quiet
+from lightning_init.strategies.spec import InitSpec, spec_in
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Parse, with errors as one line.
+
+    Raises:
+        ConfigError: If an option is not legal.
+    """
+    try:
+        return parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def job_for(
+    command: str,
+    arguments: Sequence[str],
+    add_options: Callable[[LightningArgumentParser], None],
+) -> Job:
+    """The parsed configuration of a command that takes LightningCLI's options.
+
+    Raises:
+        ConfigError: If there is no model, or something does not fit.
+    """
+    quiet()
+    job = Job(arguments, add_options, prog=f"lightning-init {command}")
+    if not job.has_model:
+        raise ConfigError(
+            "no model: pass --config FILE with `model:` (class_path, init_args), as your "
+            "LightningCLI takes it"
+        )
+    return job
+
+
+def spec_from(text: str) -> InitSpec:
+    """A strategy's name or a file with a spec.
+
+    Raises:
+        ValueError: If there is no such strategy, or the file holds no spec.
+    """
+    if text.endswith((".yaml", ".yml", ".json")) or Path(text).is_file():
+        return InitSpec.load(text)
+    return InitSpec(text)
+
+
+def configured_spec(job: Job) -> InitSpec | None:
+    """The spec of an InitCallback in the configuration itself."""
+    found = spec_in(job.plain())
+    return None if found is None else InitSpec.from_dict(found)
+
+
+def one_batch(job: Job, spec: InitSpec, **callback: Any) -> InitCallback:
+    """Build everything afresh, train one batch, and return the callback that saw it.
+
+    Raises:
+        ConfigError: If there is no training data.
+    """
+    seed = job.config.get("seed_everything")
+    seen = InitCallback.from_spec(spec, verbose=False, **callback)
+    model, data, trainer = job.build(
+        seed if isinstance(seed, int) and not isinstance(seed, bool) else 0,
+        {},
+        [seen],
+        max_steps=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        devices=1,
+        num_nodes=1,
+        strategy="auto",
+    )
+    if data is None and not is_overridden("train_dataloader", model):
+        raise ConfigError(
+            "no training data: add `data:` with class_path to the configuration, or give the "
+            "model a train_dataloader"
+        )
+    trainer.fit(model, datamodule=data)
+    return seen
