@@ -21,7 +21,12 @@ def ids(*shape: int, below: int = 10) -> Tensor:
 
 def relu_mlp() -> Built:
     model = nn.Sequential(
-        nn.Linear(12, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 5)
+        nn.Linear(12, 32),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.Linear(32, 24),
+        nn.ReLU(),
+        nn.Linear(24, 5),
     )
     return model, lambda: model(noise(16, 12))
 

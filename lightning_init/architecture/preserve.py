@@ -107,13 +107,17 @@ def keep_generators(owner: object) -> list[Callable[[], None]]:
 
 
 def _keep_generator(value: Any) -> Callable[[], None] | None:
+    numpy = sys.modules.get("numpy")
     if isinstance(value, torch.Generator):
         state = value.get_state()
-        return lambda: _drop(value.set_state(state))
+
+        def restore() -> None:
+            value.set_state(state)
+
+        return restore
     if isinstance(value, random.Random):
         python = value.getstate()
         return lambda: value.setstate(python)
-    numpy = sys.modules.get("numpy")
     if numpy and isinstance(value, numpy.random.Generator):
         bits = value.bit_generator.state
         return lambda: setattr(value.bit_generator, "state", bits)
@@ -178,7 +182,3 @@ def _keep_value(value: Any, depth: int = 0) -> Callable[[], None]:
 
 def _nothing() -> None:
     return None
-
-
-def _drop(value: object) -> None:
-    del value

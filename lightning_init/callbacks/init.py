@@ -217,7 +217,13 @@ class InitCallback(Callback):
         if any(tensor.is_meta for _, tensor in named_tensors(pl_module)):
             return  # on_fit_start comes back to it
         self._undo = None if complete else self._undo
-        self._carry_out(pl_module, self._make_plan(pl_module, forward), forward)
+        try:
+            plan = self._make_plan(pl_module, forward)
+        except ValueError:
+            if complete:
+                raise
+            return  # a pattern may name a layer that is still to be built
+        self._carry_out(pl_module, plan, forward)
 
     def _make_plan(self, pl_module: pl.LightningModule, forward: Forward | None) -> Plan:
         try:

@@ -164,7 +164,8 @@ class HealthMonitor(Callback):
             self._read_step(pl_module)
         if self._probe is not None:
             self._probe.active = False
-        if self._step < self.monitor_steps or len(self._waiting) >= _EVERY:
+        last = self._step + 1 >= max(self.monitor_steps, self.loss_steps)
+        if last or self._step < self.monitor_steps or len(self._waiting) >= _EVERY:
             self._flush_losses()
             self._judge(trainer)
         if is_sampled:
@@ -172,7 +173,7 @@ class HealthMonitor(Callback):
         self._gradients = {}
         if self._step + 1 >= self.monitor_steps and self._probe is not None:
             self._remove_hooks()
-        if self._step + 1 >= max(self.monitor_steps, self.loss_steps):
+        if last:
             self._finish(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_init.callbacks.init import InitCallback
-from lightning_init.search.job import ConfigError, Job, one_line
+from lightning_init.search.job import SHORT, ConfigError, Job, require_data
+from lightning_init.search.mistakes import explain
 from lightning_init.search.workers import quiet
 from lightning_init.strategies.spec import InitSpec, spec_in
 
@@ -25,7 +25,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     try:
         return parser.parse_args(list(arguments))
     except ArgumentError as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(explain(error, parser)) from error
 
 
 def job_for(
@@ -39,13 +39,7 @@ def job_for(
         ConfigError: If there is no model, or something does not fit.
     """
     quiet()
-    job = Job(arguments, add_options, prog=f"lightning-init {command}")
-    if not job.has_model:
-        raise ConfigError(
-            "no model: pass --config FILE with `model:` (class_path, init_args), as your "
-            "LightningCLI takes it"
-        )
-    return job
+    return Job(arguments, add_options, prog=f"lightning-init {command}")
 
 
 def spec_from(text: str) -> InitSpec:
@@ -77,21 +71,10 @@ def one_batch(job: Job, spec: InitSpec, **callback: Any) -> InitCallback:
         seed if isinstance(seed, int) and not isinstance(seed, bool) else 0,
         {},
         [seen],
+        **SHORT,
         max_steps=1,
         limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        devices=1,
-        num_nodes=1,
-        strategy="auto",
     )
-    if data is None and not is_overridden("train_dataloader", model):
-        raise ConfigError(
-            "no training data: add `data:` with class_path to the configuration, or give the "
-            "model a train_dataloader"
-        )
+    require_data(model, data)
     trainer.fit(model, datamodule=data)
     return seen

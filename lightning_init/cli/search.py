@@ -24,7 +24,7 @@ from lightning_init.search.job import ConfigError, Job, dotted_keys
 from lightning_init.search.result import SearchResult
 from lightning_init.search.space import Space, around, parse_axis
 from lightning_init.search.statistics import Mode
-from lightning_init.search.study import OtherStudyError, search_init
+from lightning_init.search.study import OtherStudyError, Plan, search_init
 from lightning_init.search.workers import devices
 
 _STEPS = 200
@@ -111,7 +111,6 @@ def _settings(job: Job, arguments: Sequence[str]) -> _Settings:
     options, notes = job.config, []
     if job.dropped:
         notes.append(f"ignored keys of the configuration: {', '.join(job.dropped)}")
-    monitor, mode = _monitor(job)
     axes = dict(parse_axis(text) for text in options.axis or [])
     known = dotted_keys(job.plain())
     for key in axes:
@@ -134,35 +133,32 @@ def _settings(job: Job, arguments: Sequence[str]) -> _Settings:
     names = tuple(name.strip() for name in (options.strategies or "").split(",") if name.strip())
     space = Space(names, axes)
     limit = job.config.get("trainer.max_steps")
-    steps = options.steps or (min(_STEPS, limit) if limit and limit > 0 else _STEPS)
+    default = min(_STEPS, limit) if limit and limit > 0 else _STEPS
+    steps = default if options.steps is None else options.steps
+    Plan(options.trials, steps, options.seed, options.confirm_seeds)
     workers = options.workers
     if workers is None:
         workers = len(devices()) or os.cpu_count() or 1
+    monitor, mode = _monitor(job)
+    if workers < 0:
+        raise ConfigError(f"`--workers >= 0` must hold, but got {workers}")
     out = Path(options.out or Path("lightning_init_runs") / _config_name(arguments))
     return _Settings(space, monitor, mode, steps, options.seed, workers, out, tuple(notes))
 
 
 def _monitor(job: Job) -> tuple[str, Mode]:
     chosen, mode = job.config.monitor, job.config.mode
-    if chosen is None:
-        found = job.monitored()
-        if found is not None:
-            chosen, mode = found[0], mode or ("max" if found[1] == "max" else "min")
-        else:
-            chosen = "val_loss" if _validates(job) else TRAIN_LOSS
+    logged = job.logged_metrics()
+    if chosen is None and (found := job.monitored()) is not None:
+        chosen, mode = found[0], mode or ("max" if found[1] == "max" else "min")
+    elif chosen is None:
+        chosen = "val_loss" if "val_loss" in logged else TRAIN_LOSS
+    if chosen not in (*logged, TRAIN_LOSS):
+        raise ConfigError(f"--monitor: {unknown('metric', chosen, logged)} (the module logs these)")
     if mode is None:
         larger = ("acc", "auc", "auroc", "f1", "precision", "recall", "iou", "dice", "r2", "bleu")
         mode = "max" if any(part in chosen.lower() for part in larger) else "min"
     return chosen, mode
-
-
-def _validates(job: Job) -> bool:
-    """Whether the configuration's model logs a validation metric, as far as one can see."""
-    from lightning.pytorch.utilities.model_helpers import is_overridden
-
-    model, data, _ = job.build(0, {}, [], logger=False, enable_checkpointing=False)
-    source = data if data is not None else model
-    return is_overridden("validation_step", model) and is_overridden("val_dataloader", source)
 
 
 def _headline(settings: _Settings, options: Namespace) -> str:

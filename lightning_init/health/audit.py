@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_init.architecture.names import unwrap
 from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.probe import PlannedEntry, Probe, weights
+from lightning_init.architecture.provenance import exact_provenance
 from lightning_init.architecture.readings import Readings, StepReading
 from lightning_init.health.findings import examine
 from lightning_init.health.losses import LossWatch
@@ -59,6 +60,7 @@ def audit(
     finally:
         probe.remove()
     trained = any(entry.info.provenance == "pretrained" for entry in plan or ())
+    trained = trained or bool(exact_provenance(unwrap(model)))
     seen = Readings((reading,), readings, trained=trained)
     return Report(examine(seen), seen)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_init.architecture.arguments import unknown
 from lightning_init.callbacks.init import InitCallback
 from lightning_init.health.findings import Finding
-from lightning_init.search.job import ConfigError, Job
+from lightning_init.search.job import SHORT, ConfigError, Job, validates
 from lightning_init.strategies.apply import fingerprint
 from lightning_init.strategies.spec import InitSpec
 
@@ -110,15 +110,8 @@ class JobEvaluate:
             trial.seed,
             trial.config,
             [gate, curve],
+            **SHORT,
             max_steps=trial.steps,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            devices=1,
-            num_nodes=1,
-            strategy="auto",
         )
         trainer.fit(model, datamodule=data)
         reason = curve.reason
@@ -144,7 +137,7 @@ class JobEvaluate:
         if self.monitor == TRAIN_LOSS:
             return curve.end()
         metrics: dict[str, Any] = dict(trainer.callback_metrics)
-        if trainer.val_dataloaders is not None:
+        if validates(model, data):
             for found in trainer.validate(model, datamodule=data, verbose=False):
                 metrics.update(found)
         if self.monitor not in metrics:

@@ -17,8 +17,10 @@ import lightning.pytorch as pl
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_init.architecture.arguments import unknown
+from lightning_init.search.mistakes import explain, one_line
 
 # Only the training itself matters in a short fit: no files, no bars, nothing that ends it early.
 _DROPPED = (
@@ -28,6 +30,19 @@ _DROPPED = (
     *("Timer", "InitCallback", "HealthMonitor"),
 )
 _FIT_ONLY = ("ckpt_path", "weights_only")  # printed by `fit --print_config`, not ours
+
+
+# What a short fit on one device needs of a Trainer: nothing but the training.
+SHORT: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+}
 
 
 class ConfigError(ValueError):
@@ -64,7 +79,7 @@ class Job(LightningCLI):
                 run=False,
             )
         except ArgumentError as error:
-            raise ConfigError(one_line(error)) from error
+            raise ConfigError(explain(error, self.parser)) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the command's own options."""
@@ -81,11 +96,6 @@ class Job(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Nothing is built while parsing."""
-
-    @property
-    def has_model(self) -> bool:
-        """Whether the configuration names a model."""
-        return self.config.get("model") is not None
 
     def plain(self) -> dict[str, Any]:
         """The resolved configuration as nested plain data, without the command's options."""
@@ -132,6 +142,21 @@ class Job(LightningCLI):
         settings = dict(self._get(self.config_init, "trainer", default={}))
         settings["callbacks"] = [*(settings.get("callbacks") or []), *callbacks]
         return self.model, self.datamodule, pl.Trainer(**settings)
+
+    def logged_metrics(self) -> tuple[str, ...]:
+        """What the module logs, found by training and validating one batch of a throw-away model.
+
+        Raises:
+            ConfigError: If there is no training data.
+        """
+        model, data, trainer = self.build(0, {}, [], **SHORT, max_steps=1, limit_val_batches=1)
+        require_data(model, data)
+        trainer.fit(model, datamodule=data)
+        logged: dict[str, Any] = dict(trainer.callback_metrics)
+        if validates(model, data):
+            for found in trainer.validate(model, datamodule=data, verbose=False):
+                logged.update(dict.fromkeys(found))
+        return tuple(logged)
 
     def learning_rates(self) -> dict[str, float]:
         """The learning rates in the configuration, by dotted key."""
@@ -204,11 +229,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return data
 
 
-def one_line(error: BaseException) -> str:
-    """An error's text on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def dotted_items(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Leaves of nested mappings with their dotted keys.
 
@@ -243,6 +263,26 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             inner = inner.setdefault(part, {})
         inner[leaf] = value
     return data
+
+
+def require_data(model: pl.LightningModule, data: pl.LightningDataModule | None) -> None:
+    """Make sure that there is something to train on.
+
+    Raises:
+        ConfigError: If neither the configuration nor the model brings training data.
+    """
+    source = model if data is None else data
+    if not is_overridden("train_dataloader", source):
+        raise ConfigError(
+            "no training data: add `data:` with class_path to the configuration, or give the "
+            "model a train_dataloader"
+        )
+
+
+def validates(model: pl.LightningModule, data: pl.LightningDataModule | None) -> bool:
+    """Whether there is a validation step and data for it."""
+    source = model if data is None else data
+    return is_overridden("validation_step", model) and is_overridden("val_dataloader", source)
 
 
 def _kept_callbacks(callbacks: Any) -> list[Any] | None:

@@ -6,6 +6,7 @@ Samplers then see one fixed set of parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -47,9 +48,12 @@ class Axis:
     whole: bool = False
 
     def __post_init__(self) -> None:
-        if not self.choices and (not self.low < self.high or (self.log and self.low <= 0)):
+        finite = math.isfinite(self.high - self.low)
+        if not self.choices and (
+            not (self.low < self.high and finite) or (self.log and self.low <= 0)
+        ):
             raise ValueError(
-                f"`low < high` (and `low > 0` if log) must hold, but got low={self.low}, "
+                f"finite `low < high` (and `low > 0` if log) must hold, but got low={self.low}, "
                 f"high={self.high}, log={self.log}"
             )
 
@@ -152,7 +156,7 @@ def parse_axis(text: str) -> tuple[str, Axis]:
     key, equals, rest = text.partition("=")
     parts = rest.split(":")
     try:
-        if not key or not equals or not rest:
+        if not key or not equals or not all(rest.split(",")):
             raise ValueError
         if len(parts) == 1:
             return key, Axis(choices=tuple(_value(item) for item in rest.split(",")))

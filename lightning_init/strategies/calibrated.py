@@ -26,6 +26,8 @@ from lightning_init.strategies.registry import Strategy, strategy
 from lightning_init.strategies.variance import tied_table
 
 _DEAD = 1e-8  # an output whose std is below that times the target has nothing to scale
+# Attention has its dropout inside: position of the argument `dropout_p`.
+_DROPOUT_P = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 10}
 
 
 class _UnitVariance(TorchFunctionMode):
@@ -47,6 +49,10 @@ class _UnitVariance(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in DROPOUTS:
             return args[0] if args else kwargs["input"]
+        if func in _DROPOUT_P:
+            at = _DROPOUT_P[func]
+            args = (*args[:at], 0.0, *args[at + 1 :]) if len(args) > at else args
+            kwargs = {**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs
         out = func(*args, **kwargs)
         if func not in MATRIX or not isinstance(out, Tensor):
             return out

@@ -1,0 +1,187 @@
+"""Paired comparison: against scipy, and calibrated under repeated simulation."""
+
+import math
+
+import numpy as np
+import optuna
+import pytest
+from scipy import stats
+
+from lightning_init import InitSpec
+from lightning_init.search.result import Candidate, Run, SearchResult
+from lightning_init.search.statistics import compare
+
+RNG = np.random.default_rng(0)
+ONE, TWO = RNG.normal(1.0, 0.2, 7).tolist(), RNG.normal(1.1, 0.2, 7).tolist()
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95, 1 - 0.05 / 3])
+def test_the_interval_is_students(level):
+    found = compare(ONE, TWO, "min", level)
+    test = stats.ttest_rel(TWO, ONE)
+    interval = test.confidence_interval(level)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-12)
+    differences = np.subtract(TWO, ONE)
+    single = stats.ttest_1samp(differences, 0).confidence_interval(level)
+    assert (found.low, found.high) == pytest.approx((single.low, single.high), rel=1e-12)
+    assert found.gain == pytest.approx(differences.mean(), rel=1e-12)
+    assert found.mean == pytest.approx(np.mean(ONE), rel=1e-12)
+    assert found.sd == pytest.approx(np.std(ONE, ddof=1), rel=1e-12)
+
+
+@pytest.mark.parametrize("shift", [0.3, 0.31, 0.32, 0.33, 0.34, 0.35])
+def test_better_agrees_with_the_one_sided_test(shift):
+    noise = np.array([-0.3, 0.1, 0.2, -0.1, 0.3])
+    candidate = (1 - shift * 0.8 - noise).tolist()
+    p = stats.ttest_rel([1.0] * 5, candidate, alternative="greater").pvalue
+    assert compare(candidate, [1.0] * 5).better(0) == (p < 0.025)
+
+
+def test_pairing_removes_what_seeds_share():
+    hard = [0.0, 5.0, 10.0, 15.0]
+    slightly_better = [value - 0.1 + 0.01 * (i % 2) for i, value in enumerate(hard)]
+    assert compare(slightly_better, hard).better(0)
+    assert not compare([*slightly_better[1:], slightly_better[0]], hard).better(0)
+
+
+def test_gain_is_positive_when_better_in_either_mode():
+    low, high = [1.0, 1.1, 0.9], [2.0, 2.2, 2.1]
+    down, up = compare(low, high, "min"), compare(high, low, "max")
+    assert down.gain == up.gain == pytest.approx(1.1)
+    assert (down.low, down.high, down.wins) == (up.low, up.high, up.wins)
+    worse = compare(low, high, "max")
+    assert worse.gain == -down.gain
+    assert (worse.low, worse.high) == (-down.high, -down.low)
+    assert down.better(0)
+    assert not worse.better(0)
+
+
+def test_ties_count_half_and_equal_runs_are_not_better():
+    assert compare([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 5.0]).wins == 0.625
+    same = compare(ONE, ONE)
+    assert (same.gain, same.low, same.high, same.wins) == (0, 0, 0, 0.5)
+    assert not same.better(0)
+
+
+def test_a_failed_candidate_run_is_counted_and_not_paired():
+    found = compare([1.0, None, 1.2], [2.0, 2.0, 2.3])
+    assert (found.n, found.failures) == (2, 1)
+    assert found.mean == pytest.approx(1.1)
+    assert found.gain == pytest.approx(1.05)
+    assert found.low > 0
+    assert not found.better(0), "it fails more often than the baseline"
+    assert found.better(1)
+
+
+def test_a_failed_baseline_run_is_not_paired():
+    found = compare([1.0, 9.0, 1.2], [2.0, None, 2.3])
+    assert (found.n, found.failures) == (3, 0)
+    assert found.gain == pytest.approx(1.05)
+    assert found.mean == pytest.approx(11.2 / 3)
+
+
+def test_a_baseline_that_always_fails_loses_only_to_one_that_never_does():
+    never = compare([1.0, 2.0], [None, None])
+    assert math.isnan(never.gain)
+    assert math.isnan(never.wins)
+    assert never.better(2)
+    assert not compare([1.0, None], [None, None]).better(2)
+
+
+def test_nothing_beats_nothing():
+    both = compare([None, None], [None, None])
+    assert (both.n, both.failures) == (0, 2)
+    assert math.isnan(both.mean)
+    assert not both.better(2)
+    disjoint = compare([1.0, None], [None, 1.0])
+    assert math.isnan(disjoint.gain)
+    assert not disjoint.better(1)
+
+
+def test_one_seed_is_never_enough():
+    found = compare([1.0], [100.0])
+    assert found.gain == 99
+    assert math.isnan(found.low)
+    assert math.isnan(found.sd)
+    assert not found.better(0)
+
+
+def test_lengths_must_agree():
+    with pytest.raises(ValueError, match="shorter|longer"):
+        compare([1.0], [1.0, 2.0])
+
+
+def simulated(delta: float, seeds: int, times: int = 4000) -> int:
+    shared = RNG.normal(size=(times, seeds))  # what a seed does to both
+    baseline = shared + RNG.normal(size=(times, seeds))
+    candidate = shared + RNG.normal(size=(times, seeds)) - delta
+    pairs = zip(candidate.tolist(), baseline.tolist(), strict=True)
+    return sum(compare(one, two).better(0) for one, two in pairs)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 8])
+def test_a_planted_zero_is_called_better_at_the_nominal_rate(seeds):
+    low, high = stats.binom.interval(0.9999, 4000, 0.025)
+    assert low <= simulated(0.0, seeds) <= high
+
+
+def test_a_planted_difference_is_found():
+    assert simulated(5.0, 5, 500) > 0.95 * 500
+    power = stats.nct.sf(stats.t.ppf(0.975, 4), 4, 2.0 / math.sqrt(2 / 5))
+    low, high = stats.binom.interval(0.9999, 4000, power)
+    assert low <= simulated(2.0, 5) <= high
+
+
+def candidate(number: int, metrics: list[float | None], baseline: bool = False) -> Candidate:
+    runs = tuple(Run(seed, metric, "", (), {}) for seed, metric in enumerate(metrics, start=1))
+    spec = InitSpec("keep" if baseline else "orthogonal")
+    return Candidate(number, spec, {}, runs, baseline)
+
+
+def judge(baseline, *others, mode="min") -> SearchResult:
+    everyone = [candidate(number, metrics) for number, metrics in enumerate(others, start=1)]
+    return SearchResult.judge(
+        candidate(0, baseline, True),
+        tuple(everyone),
+        (),
+        mode=mode,
+        monitor="m",
+        steps=1,
+        study=optuna.create_study(),
+    )
+
+
+def test_the_judge_widens_for_the_number_of_candidates():
+    keep, one = [1.0] * 5, [1 - x for x in (0.02, 0.30, 0.10, 0.25, 0.18)]
+    bad = [2.0, 2.1, 2.2, 2.0, 2.1]
+    p = stats.ttest_rel(keep, one, alternative="greater").pvalue
+    assert 0.025 / 3 < p < 0.025, "between the two verdicts"
+    alone, among = judge(keep, one), judge(keep, bad, one, bad)
+    assert alone.best.number == 1
+    assert among.best.is_baseline
+    for count, result in ((1, alone), (3, among)):
+        interval = stats.ttest_rel(keep, one).confidence_interval(1 - 0.05 / count)
+        assert result.comparisons[0].low == pytest.approx(interval.low, rel=1e-12)
+
+
+def test_the_judge_is_right_about_noise_in_the_family():
+    times, wrong = 1500, 0
+    for _ in range(times):
+        keep, *others = RNG.normal(size=(4, 5)).tolist()
+        wrong += not judge(keep, *others).best.is_baseline
+    # At most 3 x 0.025/3; less, as all three share one baseline.
+    assert wrong <= stats.binom.ppf(0.9999, times, 0.025)
+    assert wrong >= stats.binom.ppf(0.0001, times, 0.025 / 3)
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
+def test_the_best_mean_wins_and_fewer_failures_come_first(mode, sign):
+    keep = [sign * x for x in (5.0, 5.1, 4.9)]
+    good = [sign * x for x in (2.0, 2.1, 1.9)]
+    better = [sign * x for x in (1.0, 1.1, 0.9)]
+    flaky = [sign * 0.1, sign * 0.1, None]
+    result = judge(keep, good, flaky, better, mode=mode)
+    assert [one.number for one in result.candidates] == [3, 1, 2]
+    assert result.best.number == 3
+    assert result.suggestion() == InitSpec("orthogonal")
+    assert [row[3] for row in result.rows()] == ["0", "0", "1 of 3", "0"]
