@@ -31,7 +31,8 @@ if TYPE_CHECKING:
         initialize_ as initialize_,
     )
     from lightning_init.strategies.auto import recommend as recommend
-    from lightning_init.strategies.plan import Plan as Plan, make_plan as make_plan
+    from lightning_init.strategies.plan import Plan as Plan
+    from lightning_init.strategies.planning import make_plan as make_plan
     from lightning_init.strategies.registry import (
         Strategy as Strategy,
         strategy as strategy,
@@ -61,7 +62,7 @@ _HOMES = {
     "initialize_": "strategies.apply",
     "recommend": "strategies.auto",
     "Plan": "strategies.plan",
-    "make_plan": "strategies.plan",
+    "make_plan": "strategies.planning",
     "Range": "architecture.arguments",
     "Strategy": "strategies.registry",
     "strategy": "strategies.registry",

@@ -22,17 +22,10 @@ from lightning_init.architecture.layers import (
     module_traits,
 )
 from lightning_init.architecture.names import named_tensors, unwrap
+from lightning_init.architecture.operations import CONVOLUTIONS, NORMS, TRANSPOSED
 from lightning_init.architecture.params import Architecture, ParamInfo, Role
 from lightning_init.architecture.provenance import exact_provenance, flags_of
-from lightning_init.architecture.tape import (
-    CONVOLUTIONS,
-    NORMS,
-    TRANSPOSED,
-    Op,
-    op_traits,
-    trace,
-    usages,
-)
+from lightning_init.architecture.tape import Op, op_traits, trace, usages
 
 
 def analyze(model: nn.Module, forward: Callable[[], object] | None = None) -> Architecture:

@@ -64,7 +64,7 @@ class Parameter:
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:
                 number = float(value)  # YAML 1.1 reads 1e-3 as a string
-            except ValueError:
+            except (ValueError, OverflowError):
                 number = math.nan
         if not math.isfinite(number) or (self.kind is int and number != int(number)):
             raise ValueError(f"{where} must be {_a(self.kind)}, but got {value!r}")

@@ -23,7 +23,8 @@ from lightning_init.callbacks.monitor import HealthMonitor, OnUnhealthy, run_fol
 from lightning_init.callbacks.placement import after, builds_later, was_rewritten
 from lightning_init.health.report import Report
 from lightning_init.strategies.apply import carry_out, fingerprint
-from lightning_init.strategies.plan import Forward, Plan, StrategyLike, make_plan, resolve
+from lightning_init.strategies.plan import Forward, Plan
+from lightning_init.strategies.planning import StrategyLike, make_plan, resolve
 from lightning_init.strategies.registry import Strategy
 from lightning_init.strategies.seeds import Seed, resolve_seed
 from lightning_init.strategies.spec import InitSpec

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_init.callbacks.init import InitCallback
-from lightning_init.search.job import SHORT, ConfigError, Job, require_data
+from lightning_init.search.job import SHORT, ConfigError, Job, interruptible, require_data
 from lightning_init.search.mistakes import explain
 from lightning_init.search.workers import quiet
 from lightning_init.strategies.spec import InitSpec, spec_in
@@ -76,5 +76,6 @@ def one_batch(job: Job, spec: InitSpec, **callback: Any) -> InitCallback:
         limit_val_batches=0,
     )
     require_data(model, data)
-    trainer.fit(model, datamodule=data)
+    with interruptible():
+        trainer.fit(model, datamodule=data)
     return seen

@@ -333,12 +333,12 @@ def loss_blow_up(
         run = run + 1 if high else 0
         best = min(best, loss)
         if run == 1 and warned is None:
-            warned = (step, loss)
+            warned = (step, loss, best)
         if run >= steps:
             yield _blow_up("error", step, loss, best, factor, f"for {run} steps in a row")
             return
     if warned is not None:
-        yield _blow_up("warning", *warned, best, factor, "once")
+        yield _blow_up("warning", *warned, factor, "once")
 
 
 def _blow_up(

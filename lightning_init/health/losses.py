@@ -56,6 +56,8 @@ def _read(
         return None
     if not inputs.numel() or not target.numel():
         return None
+    if kwargs.get("weight") is not None or kwargs.get("pos_weight") is not None:
+        return None  # weights change what chance means
     with torch.no_grad():
         if func in _CLASSES:
             return _classes(func, out, inputs, target, kwargs)
@@ -74,8 +76,8 @@ def _classes(
     func: Callable[..., Any], out: Tensor, inputs: Tensor, target: Tensor, kwargs: dict[str, Any]
 ) -> LossReading | None:
     classes = inputs.shape[1 if inputs.ndim > 1 else 0]
-    if classes < 2 or kwargs.get("weight") is not None:
-        return None  # class weights change what chance means
+    if classes < 2:
+        return None
     name = "cross-entropy" if func is F.cross_entropy else "negative log-likelihood"
     if target.is_floating_point():  # probabilities as targets
         count, prior = target.numel() // classes, math.log(classes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,13 +87,18 @@ class Report:
         Path(path).write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
 
     def __str__(self) -> str:
-        lines = [f"{'layer':<34} {'std':>9} {'|max|':>9} {'grad':>9}  textbook"]
+        lines = [f"{'layer':<26} {'std':>8} {'|max|':>8} {'grad':>7}  textbook"]
         lines += [
-            f"{shorten(layer.name, 34):<34} {layer.std:>9.3g} {layer.absmax:>9.3g} "
-            f"{layer.grad_rms:>9.2g}  {textbook(layer)}"
+            f"{shorten(layer.name, 26):<26} {layer.std:>8.3g} {layer.absmax:>8.3g} "
+            f"{layer.grad_rms:>7.2g}  {textbook(layer)}"
             for layer in self.layers
         ]
-        return "\n".join([*lines, *self.blind, self.verdict()])
+        text = [line for part in (*self.blind, self.verdict()) for line in part.splitlines()]
+        lines += [
+            textwrap.fill(line, 80, subsequent_indent="    ", break_long_words=False)
+            for line in text
+        ]
+        return "\n".join(lines)
 
 
 def textbook(layer: LayerReading) -> str:

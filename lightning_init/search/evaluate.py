@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_init.architecture.arguments import unknown
 from lightning_init.callbacks.init import InitCallback
 from lightning_init.health.findings import Finding
-from lightning_init.search.job import SHORT, ConfigError, Job, validates
+from lightning_init.search.job import SHORT, ConfigError, Job, interruptible, validates
 from lightning_init.strategies.apply import fingerprint
 from lightning_init.strategies.spec import InitSpec
 
@@ -54,7 +54,7 @@ class Outcome:
     """What a trial came to.
 
     Attributes:
-        metric: The objective, None if there is no finite one.
+        metric: The objective, None if there is no finite one; NaN and infinity become None.
         curve: (step, training loss) pairs.
         reason: Why it has no metric or was stopped, `""` if it is healthy.
         seconds: Wall time.
@@ -67,6 +67,11 @@ class Outcome:
     reason: str = ""
     seconds: float = 0.0
     info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.metric is not None and not math.isfinite(self.metric):
+            object.__setattr__(self, "reason", self.reason or f"the metric is {self.metric}")
+            object.__setattr__(self, "metric", None)
 
 
 class Evaluate(Protocol):
@@ -113,9 +118,10 @@ class JobEvaluate:
             **SHORT,
             max_steps=trial.steps,
         )
-        trainer.fit(model, datamodule=data)
-        reason = curve.reason
-        metric = None if reason else self._metric(trainer, model, data, curve)
+        with interruptible():
+            trainer.fit(model, datamodule=data)
+            reason = curve.reason
+            metric = None if reason else self._metric(trainer, model, data, curve)
         if metric is not None and not math.isfinite(metric):
             reason, metric = f"{self.monitor} is {metric}", None
         info = {

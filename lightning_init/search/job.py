@@ -8,8 +8,10 @@ seed it trains the same weights.
 from __future__ import annotations
 
 import re
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +153,12 @@ class Job(LightningCLI):
         """
         model, data, trainer = self.build(0, {}, [], **SHORT, max_steps=1, limit_val_batches=1)
         require_data(model, data)
-        trainer.fit(model, datamodule=data)
-        logged: dict[str, Any] = dict(trainer.callback_metrics)
-        if validates(model, data):
-            for found in trainer.validate(model, datamodule=data, verbose=False):
-                logged.update(dict.fromkeys(found))
+        with interruptible():
+            trainer.fit(model, datamodule=data)
+            logged: dict[str, Any] = dict(trainer.callback_metrics)
+            if validates(model, data):
+                for found in trainer.validate(model, datamodule=data, verbose=False):
+                    logged.update(dict.fromkeys(found))
         return tuple(logged)
 
     def learning_rates(self) -> dict[str, float]:
@@ -277,6 +280,19 @@ def require_data(model: pl.LightningModule, data: pl.LightningDataModule | None)
             "no training data: add `data:` with class_path to the configuration, or give the "
             "model a train_dataloader"
         )
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C in a fit be a KeyboardInterrupt: Lightning makes an exit with code 1 of it."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on
+        raise KeyboardInterrupt from None
 
 
 def validates(model: pl.LightningModule, data: pl.LightningDataModule | None) -> bool:

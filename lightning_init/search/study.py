@@ -331,19 +331,17 @@ def _open_study(storage: optuna.storages.BaseStorage, plan: Plan, space: Space) 
 
 
 def _open(storage: optuna.storages.BaseStorage, name: str, plan: Plan) -> optuna.Study:
-    sampler = (
-        optuna.samplers.GPSampler(seed=plan.seed)
-        if plan.sampler == "gp"
-        else optuna.samplers.TPESampler(seed=plan.seed)
-    )
     study = optuna.create_study(
         study_name=name,
         storage=storage,
-        sampler=sampler,
         pruner=optuna.pruners.NopPruner(),
         direction="minimize" if plan.mode == "min" else "maximize",
         load_if_exists=True,
     )
+    # A search that goes on must not propose the same random points again.
+    seed = (plan.seed + 7919 * len(study.get_trials(deepcopy=False))) % 2**32
+    gp = plan.sampler == "gp"
+    study.sampler = (optuna.samplers.GPSampler if gp else optuna.samplers.TPESampler)(seed=seed)
     known = study.user_attrs.get("identity")
     if known is None:
         study.set_user_attr("identity", plan.identity)
@@ -353,11 +351,12 @@ def _open(storage: optuna.storages.BaseStorage, name: str, plan: Plan) -> optuna
 
 
 def _requeue(study: optuna.Study, number: int) -> None:
-    """Mark a lost trial as failed and queue its parameters once more."""
+    """Queue a lost trial's parameters once more and mark it as failed, safe to be cut off between."""
     trial = study.get_trials(deepcopy=False)[number]
+    # A recipe may have been lost before it was told its own parameters.
+    if params := {**trial.system_attrs.get("fixed_params", {}), **trial.params}:
+        study.enqueue_trial(params, user_attrs={"retry_of": number})
     study.tell(number, state=TrialState.FAIL)
-    if trial.params:
-        study.enqueue_trial(trial.params, user_attrs={"retry_of": number})
 
 
 def _healthy(study: optuna.Study) -> list[FrozenTrial]:

@@ -15,16 +15,10 @@ from torch import Tensor, nn
 from lightning_init.architecture.names import named_tensors, unwrap
 from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.provenance import record_of
-from lightning_init.strategies.distributions import Calibrated, Distribution, Orthogonal
-from lightning_init.strategies.plan import (
-    Forward,
-    Plan,
-    PlanEntry,
-    Scope,
-    StrategyLike,
-    make_plan,
-    settled,
-)
+from lightning_init.strategies.distributions import Calibrated, Distribution
+from lightning_init.strategies.matrices import Orthogonal
+from lightning_init.strategies.plan import Forward, Plan, PlanEntry, settled
+from lightning_init.strategies.planning import Scope, StrategyLike, make_plan
 from lightning_init.strategies.seeds import generator_for, resolve_seed
 
 

@@ -17,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_init.architecture.arguments import Range
 from lightning_init.architecture.names import named_tensors
+from lightning_init.architecture.operations import DROPOUTS, MATRIX
 from lightning_init.architecture.params import ParamInfo, Role
-from lightning_init.architecture.tape import DROPOUTS, MATRIX, tensors
+from lightning_init.architecture.tape import tensors
 from lightning_init.strategies.initializers import ByRole
 from lightning_init.strategies.orthogonal import Orthonormal
 from lightning_init.strategies.plan import Forward, Plan

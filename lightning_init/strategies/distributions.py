@@ -37,7 +37,8 @@ class Distribution(Protocol):
         """The same with its std multiplied by `factor`."""
 
 
-def _reason() -> str:
+def reason_field() -> str:
+    """The field for why a distribution was chosen; it does not count in comparisons."""
     return field(default="", compare=False, kw_only=True)
 
 
@@ -56,10 +57,10 @@ class Normal:
 
     std: float
     mean: float = 0.0
-    reason: str = _reason()
+    reason: str = reason_field()
 
     def __post_init__(self) -> None:
-        _check_std(self.std)
+        check_std(self.std)
 
     def sample(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
         """Draw a float32 tensor on the CPU."""
@@ -97,10 +98,10 @@ class TruncatedNormal:
     std: float
     mean: float = 0.0
     cut: float = 2.0
-    reason: str = _reason()
+    reason: str = reason_field()
 
     def __post_init__(self) -> None:
-        _check_std(self.std)
+        check_std(self.std)
         if not self.cut > 0:
             raise ValueError(f"`cut > 0` must hold, but got cut={self.cut}")
 
@@ -142,7 +143,7 @@ class Uniform:
 
     low: float
     high: float
-    reason: str = _reason()
+    reason: str = reason_field()
 
     def __post_init__(self) -> None:
         if not self.low <= self.high:
@@ -151,7 +152,7 @@ class Uniform:
     @classmethod
     def from_std(cls, std: float, *, reason: str = "") -> Self:
         """U(-a, a) with a = sqrt(3) std."""
-        _check_std(std)
+        check_std(std)
         return cls(-math.sqrt(3) * std, math.sqrt(3) * std, reason=reason)
 
     @property
@@ -187,7 +188,7 @@ class Constant:
     """
 
     value: float
-    reason: str = _reason()
+    reason: str = reason_field()
 
     @property
     def std(self) -> float:
@@ -209,82 +210,6 @@ class Constant:
 
     def __str__(self) -> str:
         return f"constant {self.value:.4g}"
-
-
-@dataclass(frozen=True, slots=True)
-class Orthogonal:
-    """`gain` times a matrix with orthonormal rows or columns, Haar distributed.
-
-    A tensor is seen as `blocks` matrices stacked along dim 0, the other dims flattened; each is
-    drawn on its own. The QR decomposition runs on one thread, since its last bits depend on the
-    number of threads.
-
-    Args:
-        shape: Shape of the tensor; at least 2 dimensions.
-        gain: Every singular value, at least 0.
-        blocks: Independent matrices along dim 0; divides `shape[0]`.
-
-    References:
-        Saxe, McClelland & Ganguli (2013), https://arxiv.org/abs/1312.6120;
-        Mezzadri (2007), https://arxiv.org/abs/math-ph/0609050 (signs that make it Haar).
-
-    Example:
-        >>> w = Orthogonal((4, 8), gain=2.0).sample((4, 8), torch.Generator().manual_seed(0))
-        >>> bool(torch.allclose(w @ w.T, 4 * torch.eye(4), atol=1e-5))
-        True
-    """
-
-    shape: tuple[int, ...]
-    gain: float = 1.0
-    blocks: int = 1
-    reason: str = _reason()
-
-    def __post_init__(self) -> None:
-        if len(self.shape) < 2:
-            raise ValueError(
-                f"an orthogonal tensor needs 2 or more dimensions, but got {self.shape}"
-            )
-        if self.blocks < 1 or self.shape[0] % self.blocks:
-            raise ValueError(
-                f"`blocks` must divide the first dimension, but got blocks={self.blocks} "
-                f"for shape {self.shape}"
-            )
-        _check_std(self.gain, "gain")
-
-    @property
-    def _matrix(self) -> tuple[int, int]:
-        return self.shape[0] // self.blocks, math.prod(self.shape[1:])
-
-    @property
-    def std(self) -> float:
-        """Root mean square of the entries, gain / sqrt(max(rows, columns))."""
-        return self.gain / math.sqrt(max(*self._matrix, 1))
-
-    @property
-    def mean(self) -> float:
-        """0."""
-        return 0.0
-
-    def sample(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
-        """Draw a float32 tensor on the CPU."""
-        if tuple(shape) != self.shape:
-            raise ValueError(f"drawn for shape {self.shape}, but got shape {tuple(shape)}")
-        rows, columns = self._matrix
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            blocks = [_haar(rows, columns, generator) for _ in range(self.blocks)]
-        finally:
-            torch.set_num_threads(threads)
-        return torch.cat(blocks).mul_(self.gain).reshape(shape)
-
-    def scaled(self, factor: float) -> Self:
-        """The same with its gain multiplied by `factor`."""
-        return replace(self, gain=self.gain * factor)
-
-    def __str__(self) -> str:
-        blocks = f" in each of {self.blocks} blocks" if self.blocks > 1 else ""
-        return f"orthogonal, gain {self.gain:.4g}{blocks}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +255,7 @@ class Calibrated:
 
     std: float
     mean: float
-    reason: str = _reason()
+    reason: str = reason_field()
 
     def sample(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
         """Never: the values depend on data.
@@ -351,15 +276,7 @@ class Calibrated:
         return f"calibrated, std {self.std:.4g}"
 
 
-def _haar(rows: int, columns: int, generator: Generator) -> Tensor:
-    draw = torch.empty(max(rows, columns), min(rows, columns)).normal_(generator=generator)
-    q, r = torch.linalg.qr(draw)
-    diagonal = r.diagonal()
-    q *= torch.where(diagonal < 0, -1.0, 1.0)
-    haar: Tensor = q if rows >= columns else q.T
-    return haar
-
-
-def _check_std(value: float, name: str = "std") -> None:
+def check_std(value: float, name: str = "std") -> None:
+    """Raise a ValueError unless `0 <= value < inf`."""
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"`{name} >= 0` must hold and be finite, but got {name}={value}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_init.architecture.params import ParamInfo
-from lightning_init.strategies.distributions import Distribution, Keep, Normal, Orthogonal
+from lightning_init.strategies.distributions import Distribution, Keep, Normal
 from lightning_init.strategies.initializers import ByRole
+from lightning_init.strategies.matrices import Orthogonal
 from lightning_init.strategies.registry import Strategy, strategy
 from lightning_init.strategies.variance import Gain, tied_table
 

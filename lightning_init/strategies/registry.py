@@ -133,6 +133,7 @@ def strategy(
         ...     return Strategy(keep)
         >>> get("my_scheme").summary
         'Does nothing yet'
+        >>> del _REGISTRY["my_scheme"]
     """
 
     def register(function: F) -> F:

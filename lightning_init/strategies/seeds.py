@@ -39,12 +39,23 @@ def resolve_seed(seed: int | None) -> Seed:
         Seed(value=3, source='given')
     """
     if seed is not None:
-        return Seed(seed, "given")
+        return Seed(check_seed(seed), "given")
     if (everything := os.environ.get("PL_GLOBAL_SEED", "")).isdigit():
         return Seed(int(everything), "seed_everything")
     if torch.initial_seed() < _TYPED:
         return Seed(torch.initial_seed(), "torch.manual_seed")
     return Seed(secrets.randbelow(2**31), "drawn from the system")
+
+
+def check_seed(seed: object) -> int:
+    """The seed, if it is one.
+
+    Raises:
+        ValueError: Unless it is a whole number from 0 to 2^63 - 1.
+    """
+    if isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63:
+        return seed
+    raise ValueError(f"`0 <= seed < 2**63` must hold for a whole number, but got seed={seed!r}")
 
 
 def generator_for(seed: int, names: tuple[str, ...]) -> torch.Generator:
@@ -54,5 +65,5 @@ def generator_for(seed: int, names: tuple[str, ...]) -> torch.Generator:
         >>> torch.rand(1, generator=generator_for(0, ("a",))).shape
         torch.Size([1])
     """
-    digest = hashlib.sha256(f"{seed}|{min(names)}".encode()).digest()
+    digest = hashlib.sha256(f"{check_seed(seed)}|{min(names)}".encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)

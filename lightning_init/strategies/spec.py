@@ -17,6 +17,7 @@ from lightning_init.architecture.arguments import unknown
 from lightning_init.architecture.params import Role
 from lightning_init.strategies.initializers import Initializer, Overridden, deciding_key
 from lightning_init.strategies.registry import Calibrator, Strategy, get
+from lightning_init.strategies.seeds import check_seed
 
 _KEYS = ("strategy", "params", "overrides", "seed")
 
@@ -55,12 +56,8 @@ class InitSpec:
         for key, value in _mapping("overrides", self.overrides).items():
             _check_key(key)
             overrides[key] = _as_override(key, value)
-        if self.seed is not None and not (
-            isinstance(self.seed, int)
-            and not isinstance(self.seed, bool)
-            and 0 <= self.seed < 2**63
-        ):
-            raise ValueError(f"`0 <= seed < 2**63` or None must hold, but got seed={self.seed!r}")
+        if self.seed is not None:
+            check_seed(self.seed)
         # Aliases are the same strategy: two specs that do the same compare equal.
         object.__setattr__(self, "strategy", entry.name)
         object.__setattr__(self, "params", params)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.callbacks.nets import seed_all
 
 THIRD_PARTY = (

@@ -86,7 +86,7 @@ class Stumbles(Digits):
         super().__init__(mlp())
 
         def fail(*args: Any, **kwargs: Any) -> None:
-            if stage != "training_step" or self.trainer.training and self.seen_batches:
+            if stage != "training_step" or (self.trainer.training and self.seen_batches):
                 raise error("on purpose")
             return self.loss(args[0])
 

@@ -9,8 +9,9 @@ from torch import nn
 from lightning_init import InitSpec, apply_, initialize_, make_plan
 from lightning_init.architecture.names import named_tensors
 from lightning_init.strategies.apply import fingerprint
-from lightning_init.strategies.distributions import Normal, Orthogonal, Uniform
+from lightning_init.strategies.distributions import Normal, Uniform
 from lightning_init.strategies.initializers import keep
+from lightning_init.strategies.matrices import Orthogonal
 from tests.zoo import ZOO, ids
 
 

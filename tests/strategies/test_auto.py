@@ -5,7 +5,8 @@ from torch import nn
 
 from lightning_init import ParamInfo, Role, Usage, analyze, make_plan, recommend
 from lightning_init.strategies.auto import auto
-from lightning_init.strategies.distributions import Constant, Keep, Normal, Orthogonal
+from lightning_init.strategies.distributions import Constant, Keep, Normal
+from lightning_init.strategies.matrices import Orthogonal
 from tests.zoo import ZOO
 
 IN, OUT = 50, 32

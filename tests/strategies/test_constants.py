@@ -7,14 +7,8 @@ import torch
 from torch import nn
 
 from lightning_init import InitSpec, ParamInfo, Role, Usage, make_plan
-from lightning_init.strategies.distributions import (
-    Constant,
-    Keep,
-    Normal,
-    Orthogonal,
-    TruncatedNormal,
-    Uniform,
-)
+from lightning_init.strategies.distributions import Constant, Keep, Normal, TruncatedNormal, Uniform
+from lightning_init.strategies.matrices import Orthogonal
 from lightning_init.strategies.registry import get
 
 SHAPE = (600, 900)

@@ -11,10 +11,10 @@ from lightning_init.strategies.distributions import (
     Constant,
     Keep,
     Normal,
-    Orthogonal,
     TruncatedNormal,
     Uniform,
 )
+from lightning_init.strategies.matrices import Orthogonal
 
 N = 400_000
 CONTINUOUS = {

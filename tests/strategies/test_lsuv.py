@@ -7,7 +7,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_init import InitSpec, apply_, calibrate_, initialize_, make_plan
-from lightning_init.architecture.tape import MATRIX
+from lightning_init.architecture.operations import MATRIX
 from lightning_init.strategies.distributions import Calibrated
 from tests.zoo import ZOO, noise
 

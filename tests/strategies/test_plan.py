@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 
 from lightning_init import InitSpec, Strategy, initialize_, make_plan
 from lightning_init.strategies.distributions import Constant, Keep, Normal
-from lightning_init.strategies.plan import resolve
+from lightning_init.strategies.planning import resolve
 from tests.zoo import ZOO, noise
 
 

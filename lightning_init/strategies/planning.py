@@ -1,0 +1,164 @@
+"""Making a plan: look at the model, decide for every tensor, write nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from lightning_init.architecture.analyze import analyze
+from lightning_init.architecture.arguments import unknown
+from lightning_init.architecture.names import unwrap
+from lightning_init.architecture.params import Architecture, ParamInfo
+from lightning_init.architecture.provenance import examine
+from lightning_init.strategies.distributions import Distribution, Keep
+from lightning_init.strategies.initializers import Initializer, Overridden, Scaled, matches
+from lightning_init.strategies.plan import Forward, Plan, PlanEntry
+from lightning_init.strategies.registry import Strategy, get
+from lightning_init.strategies.spec import InitSpec
+
+Scope = str | Sequence[str]
+StrategyLike = str | InitSpec | Strategy | Initializer
+
+_REFUSED = {
+    "lazy": "has no shape yet: run the model once on a batch first",
+    "meta": "is on the meta device: materialize the model first (`model.to_empty(device=...)`)",
+    "sharded": "is sharded: initialize before the model is wrapped",
+    "quantized": "is quantized: initialize before quantizing",
+    "parametrized": "is computed from other tensors (weight_norm, spectral_norm, pruning): "
+    "initialize before parametrizing",
+    "complex": "is complex: this scheme draws real numbers",
+}
+
+
+def resolve(strategy: StrategyLike) -> Strategy:
+    """A strategy from its name, a spec, a Strategy or a bare initializer.
+
+    Raises:
+        ValueError: If a name is unknown.
+        TypeError: If it is none of these.
+
+    Example:
+        >>> resolve("keep").calibrate_ is None
+        True
+    """
+    if isinstance(strategy, str):
+        return get(strategy).build({})
+    if isinstance(strategy, InitSpec):
+        return strategy.build()
+    if isinstance(strategy, Strategy):
+        return strategy
+    if callable(strategy):
+        return Strategy(strategy)
+    raise TypeError(
+        "strategy must be a name, an InitSpec, a Strategy or a function from ParamInfo to "
+        f"Distribution, but got {strategy!r}"
+    )
+
+
+def make_plan(
+    model: nn.Module,
+    strategy: StrategyLike = "auto",
+    *,
+    forward: Forward | None = None,
+    scope: Scope = "untrained",
+) -> Plan:
+    """Decide what every tensor of a model is drawn from; changes nothing.
+
+    Args:
+        model: Any module, wrapped or not.
+        strategy: A name, an `InitSpec`, a `Strategy`, or a function `ParamInfo -> Distribution`.
+        forward: A call without arguments that runs the model once; without it, residual
+            branches and functional activations are not seen.
+        scope: `"untrained"` leaves frozen, trained, loaded and adapter weights alone; `"all"`
+            writes everything; glob patterns on names write what they match, and nothing else.
+
+    Returns:
+        The plan; `str(plan)` is one screen.
+
+    Raises:
+        ValueError: If a pattern or an override matches nothing, or a tensor that would be drawn
+            cannot be (lazy, meta, sharded, quantized, parametrized): nothing has been changed.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> print(make_plan(model, "orthogonal").summary().split(";")[0])
+        4 tensors, 58 parameters: 4 tensors drawn (58 parameters), 0 kept, 0 unrecognized
+    """
+    chosen = resolve(strategy)
+    model = unwrap(model)
+    architecture = analyze(model, forward)
+    patterns = _patterns(scope)
+    _check_patterns("scope", patterns or [], architecture)
+    for keys in _override_keys(chosen.initializer):
+        _check_patterns("override", keys, architecture)
+    infos = architecture.params
+    if scope == "untrained":
+        infos = examine(model, infos)
+    entries = tuple(
+        PlanEntry(info, _decide(info, chosen.initializer, scope, patterns)) for info in infos
+    )
+    _refuse(entries)
+    calibrate = chosen.calibrate_ if any(entry.written for entry in entries) else None
+    return Plan(entries, calibrate, architecture.traced)
+
+
+def _decide(
+    info: ParamInfo, initializer: Initializer, scope: Scope, patterns: list[str] | None
+) -> Distribution:
+    if patterns is not None:
+        if not any(matches(pattern, info) for pattern in patterns):
+            return Keep(f"outside scope {', '.join(patterns)}")
+    elif scope == "untrained":
+        for flag in ("frozen", "adapter"):
+            if flag in info.flags:
+                return Keep(f'{flag}: pass scope="all" or its name to write it')
+        if info.provenance == "pretrained":
+            return Keep('trained or loaded: pass scope="all" or its name to write it')
+    distribution = initializer(info)
+    if not isinstance(distribution, Distribution):
+        raise TypeError(
+            f"the initializer must return a Distribution, but for {info.name} gave {distribution!r}"
+        )
+    return distribution
+
+
+def _refuse(entries: tuple[PlanEntry, ...]) -> None:
+    for flag, why in _REFUSED.items():
+        hit = [e.info.name for e in entries if e.written and flag in e.info.flags]
+        if hit:
+            more = f" and {len(hit) - 1} more" if len(hit) > 1 else ""
+            raise ValueError(
+                f"cannot initialize: {hit[0]}{more} {why}; or leave such tensors alone by a "
+                "`scope` that names the others. Nothing has been changed"
+            )
+
+
+def _patterns(scope: Scope) -> list[str] | None:
+    if scope in ("untrained", "all"):
+        return None
+    patterns = [scope] if isinstance(scope, str) else list(scope)
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(
+            f'scope must be "untrained", "all" or patterns on parameter names, but got {scope!r}'
+        )
+    return patterns
+
+
+def _check_patterns(kind: str, keys: Sequence[str], architecture: Architecture) -> None:
+    for key in keys:
+        if any(matches(key, info) for info in architecture):
+            continue
+        if key.startswith("role:"):
+            legal = [f"role:{role}" for role in dict.fromkeys(info.role for info in architecture)]
+        else:
+            legal = [name for info in architecture for name in info.names]
+        raise ValueError(f"{kind} {key!r} matches no parameter: {unknown('name', key, legal)}")
+
+
+def _override_keys(initializer: Initializer) -> Iterator[list[str]]:
+    if isinstance(initializer, Scaled):
+        yield from _override_keys(initializer.initializer)
+    elif isinstance(initializer, Overridden):
+        yield list(initializer.exceptions)
+        yield from _override_keys(initializer.default)

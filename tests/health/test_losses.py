@@ -1,0 +1,147 @@
+"""The value of a loss beside that of knowing nothing, whatever form the call has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_init.architecture.readings import LossReading
+from lightning_init.health.losses import LossWatch
+
+X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3])
+PRIOR = -sum(p * math.log(p) for p in (1 / 2, 1 / 4, 1 / 6, 1 / 12))
+HOLES = torch.where(torch.arange(12) % 3 == 0, -100, Y)
+B = (torch.arange(48).reshape(12, 4) % 3 == 0).float()  # a third of ones
+B_PRIOR = -(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)
+
+
+def watch(call: Callable[[], Any]) -> list[LossReading]:
+    with LossWatch() as seen:
+        call()
+    return seen.readings
+
+
+def one(call: Callable[[], Any]) -> LossReading:
+    (reading,) = watch(call)
+    return reading
+
+
+REDUCTIONS = ["mean", "sum", "none"]
+
+
+@pytest.mark.parametrize("how", REDUCTIONS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda how: F.cross_entropy(X, Y, reduction=how),
+        lambda how: F.cross_entropy(input=X, target=Y, reduction=how),
+        lambda how: nn.CrossEntropyLoss(reduction=how)(X, Y),
+        lambda how: F.nll_loss(F.log_softmax(X, 1), Y, reduction=how),
+        lambda how: nn.NLLLoss(reduction=how)(F.log_softmax(X, 1), Y),
+    ],
+)
+def test_classes(call: Callable[[str], Tensor], how: str) -> None:
+    reading = one(lambda: call(how))
+    assert reading.value == pytest.approx(float(F.cross_entropy(X, Y)), rel=1e-5)
+    assert reading.chance == pytest.approx(math.log(4))
+    assert reading.prior == pytest.approx(PRIOR, rel=1e-6)
+    assert reading.exact
+    assert "over 4 classes" in reading.kind
+
+
+@pytest.mark.parametrize("how", REDUCTIONS)
+@pytest.mark.parametrize("ignored", [-100, 7])
+def test_ignored_targets_do_not_count(how: str, ignored: int) -> None:
+    target = torch.where(HOLES == -100, ignored, HOLES)
+    reading = one(lambda: F.cross_entropy(X, target, ignore_index=ignored, reduction=how))
+    kept = HOLES != -100
+    assert reading.value == pytest.approx(float(F.cross_entropy(X[kept], Y[kept])), rel=1e-5)
+    shares = torch.bincount(Y[kept]) / int(kept.sum())
+    assert reading.prior == pytest.approx(-float((shares * shares.log()).sum()), rel=1e-5)
+    nothing = torch.full((12,), -100)
+    assert watch(lambda: F.cross_entropy(X, nothing, reduction="sum")) == []
+
+
+@pytest.mark.parametrize("how", REDUCTIONS)
+def test_images_and_sequences(how: str) -> None:
+    x, y = X.reshape(2, 6, 4).transpose(1, 2), Y.reshape(2, 6)
+    reading = one(lambda: F.cross_entropy(x, y, reduction=how))
+    assert reading.value == pytest.approx(float(F.cross_entropy(X, Y)), rel=1e-5)
+    assert reading.chance == pytest.approx(math.log(4))
+    single = one(lambda: F.cross_entropy(X[0], Y[0]))
+    assert single.chance == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("how", REDUCTIONS)
+def test_probabilities_as_targets(how: str) -> None:
+    target = F.one_hot(Y, 4).float() * 0.8 + 0.05
+    reading = one(lambda: F.cross_entropy(X, target, reduction=how))
+    assert reading.value == pytest.approx(float(F.cross_entropy(X, target)), rel=1e-5)
+    assert reading.chance == reading.prior == pytest.approx(math.log(4))
+
+
+def test_what_has_another_chance_is_not_read() -> None:
+    weight = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert watch(lambda: F.cross_entropy(X, Y, weight)) == []
+    assert watch(lambda: nn.CrossEntropyLoss(weight=weight)(X, Y)) == []
+    assert watch(lambda: F.nll_loss(X, Y, weight)) == []
+    assert watch(lambda: F.cross_entropy(X[:, :1], Y * 0)) == []
+    assert watch(lambda: F.binary_cross_entropy_with_logits(X, B, pos_weight=weight)) == []
+    assert watch(lambda: nn.BCEWithLogitsLoss(pos_weight=weight)(X, B)) == []
+    assert watch(lambda: F.binary_cross_entropy(X.sigmoid(), B, weight)) == []
+    assert watch(lambda: F.l1_loss(X, B)) == []
+    assert watch(lambda: F.cross_entropy(X[:0], Y[:0], reduction="sum")) == []
+
+
+@pytest.mark.parametrize("how", REDUCTIONS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda how: F.binary_cross_entropy_with_logits(X, B, reduction=how),
+        lambda how: nn.BCEWithLogitsLoss(reduction=how)(X, B),
+        lambda how: F.binary_cross_entropy(X.sigmoid(), B, reduction=how),
+        lambda how: nn.BCELoss(reduction=how)(X.sigmoid(), B),
+    ],
+)
+def test_binary(call: Callable[[str], Tensor], how: str) -> None:
+    reading = one(lambda: call(how))
+    expected = float(F.binary_cross_entropy_with_logits(X, B))
+    assert reading.value == pytest.approx(expected, rel=1e-5)
+    assert reading.chance == pytest.approx(math.log(2))
+    assert reading.prior == pytest.approx(B_PRIOR, rel=1e-5)
+    assert (reading.kind, reading.exact) == ("binary cross-entropy", True)
+
+
+@pytest.mark.parametrize("how", REDUCTIONS)
+@pytest.mark.parametrize(
+    "call", [lambda x, y, how: F.mse_loss(x, y, reduction=how), lambda x, y, how: nn.MSELoss(reduction=how)(x, y)]
+)  # fmt: skip
+def test_squared_error(call: Callable[..., Tensor], how: str) -> None:
+    target = B + 2
+    reading = one(lambda: call(X, target, how))
+    assert reading.value == pytest.approx(float(((X - target) ** 2).mean()), rel=1e-5)
+    assert reading.chance == pytest.approx(float((target**2).mean()), rel=1e-6)
+    assert reading.prior == pytest.approx(2 / 9, rel=1e-5)
+    assert (reading.kind, reading.exact) == ("squared error", False)
+
+
+def test_every_call_counts_and_results_are_untouched() -> None:
+    x = X.clone().requires_grad_()
+    with LossWatch() as seen:
+        total = F.cross_entropy(x, Y) + F.mse_loss(x, B)
+    assert [reading.kind for reading in seen.readings] == [
+        "cross-entropy over 4 classes",
+        "squared error",
+    ]
+    assert torch.equal(total, F.cross_entropy(x, Y) + F.mse_loss(x, B))
+    total.backward()
+    assert x.grad is not None
+    F.cross_entropy(X, Y)
+    assert len(seen.readings) == 2

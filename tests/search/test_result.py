@@ -1,0 +1,165 @@
+"""What is written and shown at the end."""
+
+import json
+import re
+
+import plotly.graph_objects as go
+import pytest
+import yaml
+
+from lightning_init import InitCallback, InitSpec, search_init
+from lightning_init.search.evaluate import Outcome
+from lightning_init.search.space import Space, around
+from lightning_init.strategies.spec import spec_in
+from tests.search.fakes import LR, SPACE, half_unhealthy, only_noise, valley
+
+
+def find(evaluate=valley, space=SPACE, **arguments):
+    return search_init(evaluate, space, **{"trials": 12, "steps": 20, "confirm_seeds": 3, **arguments})
+
+
+@pytest.fixture(scope="module")
+def result():
+    return find()
+
+
+def strict(text: str) -> object:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_three_files(result, tmp_path):
+    result.save(tmp_path / "new" / "run")
+    written = {path.name for path in (tmp_path / "new" / "run").iterdir()}
+    assert written == {"best.yaml", "results.json", "report.html"}
+    data = strict((tmp_path / "new" / "run" / "results.json").read_text())
+    assert data == json.loads(json.dumps(result.to_dict()))
+    assert len(data["trials"]) == 12
+    assert data["winner"]["spec"] == {"strategy": "orthogonal"}
+    assert data["candidates"][0]["statistics"]["low"] > 0
+    assert [run["seed"] for run in data["baseline"]["runs"]] == [1, 2, 3]
+
+
+def test_the_overlay_of_a_winner(result, tmp_path):
+    result.save(tmp_path)
+    path = tmp_path / "best.yaml"
+    overlay = yaml.safe_load(path.read_text())
+    assert overlay == {
+        "seed_everything": 1,
+        "model": {"init_args": {"lr": 0.01}},
+        "trainer": {
+            "callbacks+": [
+                {"class_path": "lightning_init.InitCallback", "init_args": {"strategy": "orthogonal"}}
+            ]
+        },
+    }
+    assert InitSpec.load(path) == result.suggestion()
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert "orthogonal lr=0.01 wins" in head[0]
+    assert f"--config {path}" in head[1]
+    assert "1, 2, 3" in head[2]
+
+
+def test_the_overlay_keeps_parameters_and_trainer_keys():
+    space = Space(("orthogonal",), {"trainer.gradient_clip_val": around(1.0)})
+
+    def evaluate(trial, report):
+        gain = trial.spec.params.get("gain", 1.0)
+        wish = 3.0 if trial.spec.strategy == "keep" else abs(gain - 1.5)
+        return Outcome(wish + trial.seed / 1e6)
+
+    result = find(evaluate, space, trials=15)
+    overlay = result.overlay()
+    assert result.best.spec.params["gain"] != 1.0
+    assert spec_in(overlay) == result.best.spec.to_dict()
+    assert overlay["trainer"]["gradient_clip_val"] == result.best.config["trainer.gradient_clip_val"]
+
+
+def test_the_overlay_of_keep_changes_no_key(tmp_path):
+    result = find(only_noise)
+    assert result.suggestion() is None
+    assert result.best is result.baseline
+    result.save(tmp_path)
+    overlay = yaml.safe_load((tmp_path / "best.yaml").read_text())
+    assert set(overlay) == {"seed_everything", "trainer"}
+    assert InitSpec.load(tmp_path / "best.yaml") == InitSpec("keep")
+    assert "no difference found" in (tmp_path / "best.yaml").read_text()
+
+
+def test_failures_make_valid_json_and_a_report(tmp_path):
+    space = Space(("orthogonal", "normal", "uniform"), {LR: around(0.01)})
+    result = find(half_unhealthy, space, trials=14)
+    result.save(tmp_path)
+    strict((tmp_path / "results.json").read_text())
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Stopped trials</h2>" in page
+    assert "normal: activations vanish" in page
+
+
+def test_a_keep_that_never_trains_loses(tmp_path):
+    def evaluate(trial, report):
+        if trial.spec.strategy == "keep":
+            return Outcome(None, ((1, float("inf")), (2, float("nan"))), "exploded")
+        return valley(trial, report)
+
+    result = find(evaluate, trials=6)
+    assert result.suggestion() == InitSpec("orthogonal")
+    assert "wins: keep has no finite metric on any seed" in result.verdict()
+    result.save(tmp_path)
+    data = strict((tmp_path / "results.json").read_text())
+    assert data["baseline"]["statistics"]["mean"] is None
+    assert data["baseline"]["statistics"]["failures"] == 3
+    assert result.rows()[-1][3] == "3 of 3"
+
+
+def test_the_page_is_one_file_with_every_section(result, tmp_path):
+    result.save(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", page, re.DOTALL)
+    assert sum(len(script) > 1_000_000 for script in scripts) == 1
+    assert not re.findall(r"<script[^>]*\ssrc=", page)
+    assert not re.findall(r"<link[^>]*href=", page)
+    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    assert titles == [
+        "Loss of the confirmed runs",
+        "Trials in order",
+        "Per strategy",
+        "What mattered",
+    ]
+    assert len(re.findall(r"Plotly\.newPlot\(\s*\"", page)) == 4
+    assert "Too few finished trials" not in page
+    for row in result.rows():
+        for cell in row:
+            assert f"<td>{cell}</td>" in page
+
+
+def test_names_are_escaped(tmp_path):
+    result = find(only_noise, Space(("orthogonal",)), monitor="<b>loss</b>", trials=3)
+    result.save(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<th><b>" not in page
+    assert "Too few finished trials" in page
+
+
+def test_the_plot_has_a_line_for_each_confirmed_run(result):
+    figure = result.plot()
+    assert isinstance(figure, go.Figure)
+    assert len(figure.data) == 3 * 4
+    first = figure.data[0]
+    assert list(first.x) == list(range(1, 21))
+    assert first.y[0] == result.baseline.runs[0].curve[0][1]
+
+
+def test_to_callback(result):
+    callback = result.to_callback(monitor_steps=3)
+    assert isinstance(callback, InitCallback)
+    assert callback.spec == InitSpec("orthogonal")
+
+
+def test_a_long_curve_is_thinned(tmp_path):
+    result = find(steps=1000, trials=3)
+    lengths = [len(run.curve) for run in result.baseline.runs]
+    assert max(lengths) <= 60
+    assert min(lengths) >= 30
