@@ -6,14 +6,16 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, overload
+from typing import Annotated, Any, Literal, TypeVar, overload
 
-from lightning_init.architecture.arguments import Parameter, parameters_of, unknown
+from lightning_init.architecture.arguments import Parameter, Range, parameters_of, unknown
 from lightning_init.architecture.readings import Readings
 
 Severity = Literal["error", "warning", "info"]
 Detector = Callable[..., "Iterator[Finding]"]
 F = TypeVar("F", bound=Detector)
+Factor = Annotated[float, Range(1.0, 1e12, log=True)]
+Share = Annotated[float, Range(0.0, 1.0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ def detector(function: F | None = None, /, *, order: int = 50) -> F | Callable[[
 
 def entries() -> tuple[Entry, ...]:
     """All registered detectors, in the order in which they name a root cause."""
-    from lightning_init.health import detectors  # noqa: F401  # importing it registers them
+    from lightning_init.health import detectors, growth  # noqa: F401  # importing registers them
 
     return tuple(sorted(_REGISTRY.values(), key=lambda entry: entry.order))
 

@@ -135,11 +135,11 @@ def _laid_out(figure: go.Figure, x: str, y: str) -> go.Figure:
 
 
 def _table(result: SearchResult) -> str:
-    head = ("init", f"{result.monitor}, mean ± sd", "difference to keep", "failed")
+    head = ("init", f"{result.monitor}, mean ± sd", "better than keep by", "failed")
     rows: list[tuple[Any, ...]] = list(result.rows())
     cells = ["".join(f"<td>{markup.escape(str(cell))}</td>" for cell in row) for row in rows]
     body = "".join(f"<tr>{row}</tr>" for row in cells)
-    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{body}</table>"
+    return f"<table><tr>{''.join(f'<th>{markup.escape(name)}</th>' for name in head)}</tr>{body}</table>"
 
 
 def _reasons(result: SearchResult) -> str:

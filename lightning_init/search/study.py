@@ -284,7 +284,7 @@ class _Search:
             same = {k: trial.params.get(k) for k in self.space.config} == self.space.overrides(
                 start
             )
-            if trial.params.get(STRATEGY) == "keep" and same:
+            if trial.params.get(STRATEGY) == "keep" and same and _whole(self.space, trial):
                 return trial
         raise HopelessError("the as-built model has not been tried")
 
@@ -399,8 +399,13 @@ def _run_of(trial: FrozenTrial) -> Run:
     return Run(attrs["seed"], attrs["metric"], attrs["reason"], curve, attrs.get("info", {}))
 
 
+def _whole(space: Space, trial: FrozenTrial) -> bool:
+    """Whether a trial has all its parameters; one that was cut off while starting has not."""
+    return space.axes.keys() <= trial.params.keys()
+
+
 def _row(space: Space, trial: FrozenTrial) -> dict[str, Any]:
-    known = STRATEGY in trial.params
+    known = _whole(space, trial)
     return {
         "number": trial.number,
         "state": trial.state.name,

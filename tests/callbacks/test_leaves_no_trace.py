@@ -139,7 +139,9 @@ def test_nothing_is_left_after_an_error_of_our_own() -> None:
         assert nets.hooks(module) == []
 
 
-def test_an_error_in_another_callback_before_the_layers_exist_leaves_the_hook_of_the_module() -> None:
+def test_an_error_in_another_callback_before_the_layers_exist_leaves_the_hook_of_the_module() -> (
+    None
+):
     class Fails(pl.Callback):
         def setup(self, trainer, pl_module, stage) -> None:
             raise ArithmeticError

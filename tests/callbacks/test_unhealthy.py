@@ -63,7 +63,9 @@ def test_stop_ends_after_the_first_batch() -> None:
 def test_raise_comes_before_any_optimizer_step() -> None:
     module, steps = Digits(sick()), Steps()
     before = nets.weights(module)
-    with pytest.raises(UnhealthyError, match=r"unhealthy: ERROR backward_growth at net\.0") as caught:
+    with pytest.raises(
+        UnhealthyError, match=r"unhealthy: ERROR backward_growth at net\.0"
+    ) as caught:
         nets.fit(module, steps, InitCallback("keep", on_unhealthy="raise"))
     assert steps.optimizer == steps.batches == 0
     assert nets.same(nets.weights(module), before)

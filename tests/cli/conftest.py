@@ -6,6 +6,7 @@ import pytest
 
 THIRD_PARTY = (
     r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning",  # lightning, torch 2.13
+    "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning",  # lightning's CLI and ours, 4.49
 )
 
 

@@ -91,7 +91,8 @@ def test_forward_growth_per_layer_and_in_all(factor: float, count: int, fires: b
 
 
 @pytest.mark.parametrize(
-    ("ratio", "fires"), [(20 * OUT, True), (20 * IN, False), (1 / 20 / OUT, True), (0.05 / IN, False)]
+    ("ratio", "fires"),
+    [(20 * OUT, True), (20 * IN, False), (1 / 20 / OUT, True), (0.05 / IN, False)],
 )
 def test_forward_jump(ratio: float, fires: bool) -> None:
     rms = [1.0, 1.0, 1.0, ratio, ratio, ratio]

@@ -104,7 +104,9 @@ def test_text_fits_a_terminal() -> None:
     assert max(map(len, lines)) <= 80
     assert len([line for line in lines if "…" in line]) == 40
     assert "fix:" in str(report)
-    worst = Report((), Readings((StepReading(0, (layer("n" * 50, std=1.234e-50, absmax=1.234e38),)),)))
+    worst = Report(
+        (), Readings((StepReading(0, (layer("n" * 50, std=1.234e-50, absmax=1.234e38),)),))
+    )
     assert max(map(len, str(worst).splitlines())) <= 80
     loudest = layer("n" * 50, std=1.234e38, absmax=1.234e38, grad_rms=1e-30)
     assert len(str(Report((), Readings((StepReading(0, (loudest,)),)))).splitlines()[1]) <= 80

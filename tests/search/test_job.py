@@ -17,6 +17,8 @@ DATA = {"class_path": "tests.search.models.Data"}
 BOTH = {"model": NET, "data": DATA}
 CPU = {"accelerator": "cpu"}
 
+pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`:UserWarning")
+
 
 class Counter(Callback):
     pass
@@ -138,7 +140,7 @@ def test_the_monitored_metric(job, callbacks, expected):
 
 
 def test_callbacks_about_files_bars_and_ending_are_dropped_and_others_kept(job):
-    names = ["ModelCheckpoint", "LearningRateMonitor", "ModelSummary", "TQDMProgressBar", "Timer"]
+    names = ["ModelCheckpoint", "LearningRateMonitor", "ModelSummary", "TQDMProgressBar"]
     listed = [{"class_path": f"lightning.pytorch.callbacks.{name}"} for name in names]
     stop = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "x"}}
     ours = [{"class_path": f"lightning_init.{n}"} for n in ("InitCallback", "HealthMonitor")]

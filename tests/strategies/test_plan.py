@@ -97,7 +97,9 @@ def test_diff():
     assert one.diff(make_plan(model, "kaiming_normal")) == "no difference"
     two = make_plan(model, InitSpec("kaiming_normal", overrides={"5.weight": "keep"}))
     assert one.diff(two) == "5.weight: normal, std 0.2887 -> keep"
-    assert one.diff(make_plan(nn.Linear(2, 2), "kaiming_normal")).count("absent") == 6
+    foreign = one.diff(make_plan(nn.Linear(2, 2), "kaiming_normal"))
+    assert foreign.count("-> absent") == 6
+    assert foreign.splitlines()[-2].startswith("weight: absent ->")
 
 
 def test_plans_compare_and_pickle():
