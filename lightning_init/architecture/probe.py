@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lightning_init.architecture.layers import describe
+from lightning_init.architecture.layers import describe, module_traits
 from lightning_init.architecture.names import canonical, named_tensors, unwrap
 from lightning_init.architecture.params import ParamInfo, Role
 from lightning_init.architecture.readings import LayerReading, WeightReading
@@ -143,7 +143,7 @@ def watched(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
     """The modules worth reading: (name, module, group), in registration order.
 
     Weight layers, and the repeated blocks of the model. Blocks form one group; without blocks,
-    the weight layers of the most frequent class do.
+    the weight layers of the most frequent class do, unless the model attends.
 
     Example:
         >>> net = nn.Sequential(*[nn.Linear(2, 2) for _ in range(3)])
@@ -163,7 +163,9 @@ def watched(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
         if _owns_weights(module) and id(module) not in inside
     ]
     blocks = _repeated_blocks(model)
-    if blocks:
+    if not blocks and "attention" in module_traits(model):
+        chosen, label = set(), ""  # query, key and value do not follow each other
+    elif blocks:
         chosen = {id(module) for module in blocks}
         label = type(blocks[0]).__name__
     else:

@@ -330,6 +330,7 @@ def _spec(
         if seed is None:
             return strategy
         return InitSpec(strategy.strategy, strategy.params, strategy.overrides, seed)
+    InitSpec(seed=seed)  # a seed is checked alike for all kinds of strategies
     return None
 
 

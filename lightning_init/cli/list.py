@@ -83,8 +83,8 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     grid = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
     grid.add_column("name", no_wrap=True, style="bold")
-    grid.add_column("what it is")
-    grid.add_column("parameters")
+    grid.add_column("what it is", overflow="fold")
+    grid.add_column("parameters", overflow="fold")
     for row in rows:
         aliases = f" Also {', '.join(row['aliases'])}." if row.get("aliases") else ""
         batch = " Needs a batch." if row.get("needs_batch") else ""

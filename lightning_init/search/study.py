@@ -164,8 +164,7 @@ class _Search:
                 self._finish(self.running.pop(answer.job), answer)
                 self.progress("screening", self._done, self.plan.trials, self._best_text())
         except BaseException:
-            for trial in self.running.values():
-                _requeue(self.study, trial.number)
+            _requeue_running(self.study)
             raise
 
     @property
@@ -323,8 +322,7 @@ class _Search:
 
 def _open_study(storage: optuna.storages.BaseStorage, plan: Plan, space: Space) -> optuna.Study:
     study = _open(storage, "search", plan)
-    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        _requeue(study, trial.number)  # its process is gone: this one owns the study now
+    _requeue_running(study)  # their process is gone: this one owns the study now
     for point in space.recipes()[: plan.trials]:
         study.enqueue_trial(point, skip_if_exists=True)
     return study
@@ -348,6 +346,11 @@ def _open(storage: optuna.storages.BaseStorage, name: str, plan: Plan) -> optuna
     elif known != plan.identity:
         raise OtherStudyError("this storage holds the study of another configuration")
     return study
+
+
+def _requeue_running(study: optuna.Study) -> None:
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        _requeue(study, trial.number)
 
 
 def _requeue(study: optuna.Study, number: int) -> None:

@@ -91,7 +91,7 @@ def test_overrides_and_scope_may_name_layers_built_later() -> None:
 
 def test_a_pattern_that_matches_nothing_is_an_error_even_if_layers_come_later() -> None:
     for module in (Digits(mlp()), BuiltInThreePlaces()):
-        with pytest.raises(ValueError, match="'nett.*' matches no parameter"):
+        with pytest.raises(ValueError, match=r"'nett\.\*' matches no parameter"):
             nets.fit(module, InitCallback("orthogonal", scope=["nett.*"]))
         assert not nets.hooks(module)
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.zoo import ZOO
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_init import audit, make_plan
 from lightning_init.architecture.probe import Probe, watched, weights
+from tests.zoo import ZOO
 
 
 def close(value: float) -> Any:

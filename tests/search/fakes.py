@@ -75,7 +75,9 @@ class Recorded:
     @property
     def calls(self) -> list[Call]:
         path = self.folder / "calls"
-        return [tuple(json.loads(x)) for x in path.read_text().splitlines()] if path.exists() else []
+        return (
+            [tuple(json.loads(x)) for x in path.read_text().splitlines()] if path.exists() else []
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,11 @@ class OnStrategy:
     times: int = 1
 
     def __call__(self, trial: Trial, before: int) -> None:
-        if trial.spec.strategy == self.strategy and trial.config[LR] == 0.01 and before < self.times:
+        if (
+            trial.spec.strategy == self.strategy
+            and trial.config[LR] == 0.01
+            and before < self.times
+        ):
             self.act()
 
 
@@ -115,5 +121,3 @@ def crash() -> None:
 
 def interrupt() -> None:
     raise KeyboardInterrupt
-
-

@@ -1,19 +1,20 @@
 """A trial is an ordinary fit: the same numbers, and an honest reason when there are none."""
 
 import math
+import signal
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
-from examples.digits import Digits, DigitsMLP
-from tests.search.models import Net
 
+from examples.digits import Digits, DigitsMLP
 from lightning_init import InitCallback, InitSpec
 from lightning_init.search.evaluate import TRAIN_LOSS, JobEvaluate, Outcome, Trial
 from lightning_init.search.job import SHORT, ConfigError, Job
 from lightning_init.search.workers import InProcess, Pool
 from lightning_init.strategies.apply import fingerprint
+from tests.search.models import Net
 
 LR = "model.init_args.lr"
 STEPS = 30
@@ -178,10 +179,10 @@ def test_losses_are_reported_about_twenty_times_and_a_yes_stops(evaluator):
 
     evaluate = evaluator(SMALL)
     quiet = []
-    found = evaluate(trial(steps=60), lambda *point: quiet.append(point) or False)
+    found = evaluate(trial(steps=60, gated=False), lambda *point: quiet.append(point) or False)
     assert found.reason == ""
     assert 18 <= len(quiet) <= 22
-    stopped = evaluate(trial(steps=60), stop_at_ten)
+    stopped = evaluate(trial(steps=60, gated=False), stop_at_ten)
     assert stopped.reason == "pruned"
     assert stopped.metric is None
     assert stopped.info["steps"] == seen[-1][0] == 10
@@ -197,8 +198,6 @@ def test_it_leaves_no_files(evaluator, tmp_path, monkeypatch):
 
 
 def test_ctrl_c_in_a_fit_is_a_keyboard_interrupt(evaluator, monkeypatch):
-    import signal
-
     def interrupted(self, batch):
         raise KeyboardInterrupt
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
-from tests.search.models import Alone, Bare, Data, Net
 
 from lightning_init.search.job import SHORT, ConfigError, Job, nested
 from lightning_init.strategies.apply import fingerprint
+from tests.search.models import Alone, Bare, Data, Net
 
 NET = {"class_path": "tests.search.models.Net", "init_args": {"width": 6}}
 BARE = {"class_path": "tests.search.models.Bare"}
@@ -63,7 +63,13 @@ def test_nested_under_fit_it_is_unwrapped(job):
 
 
 def test_a_printed_configuration_with_keys_of_the_users_own(job):
-    printed = {**BOTH, "ckpt_path": None, "weights_only": None, "wandb_project": "x", "mine": {"a": 1}}
+    printed = {
+        **BOTH,
+        "ckpt_path": None,
+        "weights_only": None,
+        "wandb_project": "x",
+        "mine": {"a": 1},
+    }
     read = job(printed)
     assert read.plain() == job(BOTH).plain()
     assert read.dropped == ["wandb_project", "mine"]
@@ -142,7 +148,10 @@ def test_the_monitored_metric(job, callbacks, expected):
 def test_callbacks_about_files_bars_and_ending_are_dropped_and_others_kept(job):
     names = ["ModelCheckpoint", "LearningRateMonitor", "ModelSummary", "TQDMProgressBar"]
     listed = [{"class_path": f"lightning.pytorch.callbacks.{name}"} for name in names]
-    stop = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "x"}}
+    stop = {
+        "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+        "init_args": {"monitor": "x"},
+    }
     ours = [{"class_path": f"lightning_init.{n}"} for n in ("InitCallback", "HealthMonitor")]
     mine = {"class_path": "tests.search.test_job.Counter"}
     decay = {
@@ -158,7 +167,9 @@ def test_callbacks_about_files_bars_and_ending_are_dropped_and_others_kept(job):
 
 
 def test_each_build_is_fresh(job):
-    read = job({**BOTH, "trainer": {"callbacks": [{"class_path": "tests.search.test_job.Counter"}]}})
+    read = job(
+        {**BOTH, "trainer": {"callbacks": [{"class_path": "tests.search.test_job.Counter"}]}}
+    )
     one, two = built(read), built(read)
     assert all(a is not b for a, b in zip(one, two, strict=True))
     assert one[2].callbacks[0] is not two[2].callbacks[0]
@@ -280,14 +291,18 @@ def test_a_mistake_is_one_line_that_says_what_is_legal(job, data, text):
 
 def test_a_missing_file_names_its_neighbours(write, tmp_path):
     write(BOTH, "config.yaml")
-    with pytest.raises(ConfigError, match=r"unknown configuration file .*did you mean '.*config.yaml'"):
+    with pytest.raises(
+        ConfigError, match=r"unknown configuration file .*did you mean '.*config.yaml'"
+    ):
         Job(["--config", str(tmp_path / "confg.yaml")])
     with pytest.raises(ConfigError, match="cannot be read"):
         Job(["--config", str(tmp_path)])
 
 
 def test_a_wrong_option_names_the_right_one(write):
-    with pytest.raises(ConfigError, match=r"--trainer.max_stepz.*did you mean '--trainer.max_steps'"):
+    with pytest.raises(
+        ConfigError, match=r"--trainer.max_stepz.*did you mean '--trainer.max_steps'"
+    ):
         Job(["--config", write(BOTH), "--trainer.max_stepz=3"])
 
 

@@ -15,7 +15,9 @@ from tests.search.fakes import LR, SPACE, half_unhealthy, only_noise, valley
 
 
 def find(evaluate=valley, space=SPACE, **arguments):
-    return search_init(evaluate, space, **{"trials": 12, "steps": 20, "confirm_seeds": 3, **arguments})
+    return search_init(
+        evaluate, space, **{"trials": 12, "steps": 20, "confirm_seeds": 3, **arguments}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,10 @@ def test_the_overlay_of_a_winner(result, tmp_path):
         "model": {"init_args": {"lr": 0.01}},
         "trainer": {
             "callbacks+": [
-                {"class_path": "lightning_init.InitCallback", "init_args": {"strategy": "orthogonal"}}
+                {
+                    "class_path": "lightning_init.InitCallback",
+                    "init_args": {"strategy": "orthogonal"},
+                }
             ]
         },
     }
@@ -74,7 +79,9 @@ def test_the_overlay_keeps_parameters_and_trainer_keys():
     overlay = result.overlay()
     assert result.best.spec.params["gain"] != 1.0
     assert spec_in(overlay) == result.best.spec.to_dict()
-    assert overlay["trainer"]["gradient_clip_val"] == result.best.config["trainer.gradient_clip_val"]
+    assert (
+        overlay["trainer"]["gradient_clip_val"] == result.best.config["trainer.gradient_clip_val"]
+    )
 
 
 def test_the_overlay_of_keep_changes_no_key(tmp_path):

@@ -84,7 +84,9 @@ def test_aliases_are_the_same_strategy():
 
 
 def test_an_unknown_strategy_is_named_with_its_neighbours():
-    with pytest.raises(ValueError, match=r"unknown strategy 'orthogonl': did you mean 'orthogonal'"):
+    with pytest.raises(
+        ValueError, match=r"unknown strategy 'orthogonl': did you mean 'orthogonal'"
+    ):
         Space(("orthogonl",))
 
 
@@ -119,8 +121,10 @@ def test_axes_as_text(text, expected):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "lr", "lr=", "=1:2", "lr=1:2:3", "lr=1:2:lin", "lr=a:b", "lr=2:1", "lr=1:1", "lr=0:1:log"]
-    + ["lr=1:2:log:log", "lr=:1", "lr=nan:1", "lr=0:inf", "lr=1,", "lr=,", "lr=a,,b"],
+    [
+        *("", "lr", "lr=", "=1:2", "lr=1:2:3", "lr=1:2:lin", "lr=a:b", "lr=2:1", "lr=1:1"),
+        *("lr=0:1:log", "lr=1:2:log:log", "lr=:1", "lr=nan:1", "lr=0:inf", "lr=1,", "lr=a,,b"),
+    ],
 )
 def test_bad_text_names_the_three_forms(text):
     with pytest.raises(ValueError, match=r"--axis must be KEY=LOW:HIGH, .* but got ") as caught:

@@ -107,7 +107,7 @@ def test_one_seed_is_never_enough():
 
 
 def test_lengths_must_agree():
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         compare([1.0], [1.0, 2.0])
 
 

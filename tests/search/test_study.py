@@ -33,7 +33,9 @@ both = pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.
 
 
 def find(evaluate, space=SPACE, **arguments):
-    return search_init(evaluate, space, **{"trials": 8, "steps": 20, "confirm_seeds": 3, **arguments})
+    return search_init(
+        evaluate, space, **{"trials": 8, "steps": 20, "confirm_seeds": 3, **arguments}
+    )
 
 
 def states(result) -> Counter[str]:
@@ -139,7 +141,9 @@ def test_a_second_crash_is_a_penalty(tmp_path):
     [again] = [t for t in result.study.trials if "retry_of" in t.user_attrs]
     assert again.state.name == "COMPLETE"
     assert again.constraints == {"health": 1.0}
-    assert again.value > max(t.value for t in result.study.trials if t.number < again.number and t.value)
+    assert again.value > max(
+        t.value for t in result.study.trials if t.number < again.number and t.value
+    )
     assert "out of luck" in again.user_attrs["reason"]
     assert states(result) == {"COMPLETE": 6, "FAIL": 1}
 
@@ -147,7 +151,9 @@ def test_a_second_crash_is_a_penalty(tmp_path):
 @both
 def test_when_everything_crashes_it_ends_and_says_how(tmp_path, workers):
     evaluate = Recorded(tmp_path, always_raises)
-    with pytest.raises(HopelessError, match=r"every trial crashes: RuntimeError: no such layer: conv9"):
+    with pytest.raises(
+        HopelessError, match=r"every trial crashes: RuntimeError: no such layer: conv9"
+    ):
         find(evaluate, workers=workers, trials=40)
     assert len(evaluate.calls) <= 3 + workers
 
@@ -155,7 +161,7 @@ def test_when_everything_crashes_it_ends_and_says_how(tmp_path, workers):
 @both
 def test_a_mistake_in_the_configuration_ends_it_at_once(tmp_path, workers):
     evaluate = Recorded(tmp_path, mistaken)
-    with pytest.raises(ConfigError, match="^--monitor: unknown metric 'val_los'$"):
+    with pytest.raises(ConfigError, match=r"^--monitor: unknown metric 'val_los'$"):
         find(evaluate, workers=workers)
     assert len(evaluate.calls) <= 1 + workers
 

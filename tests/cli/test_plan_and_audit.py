@@ -1,0 +1,134 @@
+"""`plan` shows and changes nothing; `audit` finds the deep net broken and `auto` sound."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from examples.digits import DigitsMLP
+from lightning_init import InitSpec, make_plan
+from lightning_init.cli.main import main
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "digits.yaml")
+DEPTH = "--model.init_args.depth=5"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    yield
+    assert list((tmp_path / "here").iterdir()) == [], "nothing is written unless asked for"
+
+
+def said(capsys, *arguments: str, code: int = 0) -> str:
+    assert main(list(arguments)) == code, capsys.readouterr().err
+    found = capsys.readouterr()
+    assert found.err == ""
+    return found.out
+
+
+def entries(text: str) -> dict[str, dict]:
+    return {entry["name"]: entry for entry in json.loads(text)["entries"]}
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "he_normal", "keep", "lecun_normal"])
+def test_plan_of_a_named_strategy_is_the_plan_of_the_model(capsys, name):
+    model = DigitsMLP(5)
+    expected = make_plan(model, name, forward=lambda: model.net(torch.rand(64, 64)))
+    arguments = ("plan", "--config", CONFIG, DEPTH, "--strategy", name)
+    assert said(capsys, *arguments) == f"{expected}\n"
+    assert json.loads(said(capsys, *arguments, "--json")) == expected.to_dict()
+
+
+def test_plan_is_auto_unless_the_configuration_says(capsys, tmp_path):
+    auto = said(capsys, "plan", "--config", CONFIG, DEPTH)
+    assert auto == said(capsys, "plan", "--config", CONFIG, DEPTH, "--strategy", "auto")
+    overlay = tmp_path / "overlay.yaml"
+    callback = {
+        "class_path": "lightning_init.InitCallback",
+        "init_args": {"strategy": "lecun_normal"},
+    }
+    overlay.write_text(yaml.safe_dump({"trainer": {"callbacks+": [callback]}}))
+    configured = said(capsys, "plan", "--config", CONFIG, "--config", str(overlay), DEPTH)
+    assert configured == said(capsys, "plan", "--config", CONFIG, DEPTH, "--strategy=lecun_normal")
+    assert configured != auto
+
+
+@pytest.mark.parametrize("form", ["spec", "overlay"])
+def test_plan_of_a_file(capsys, tmp_path, form):
+    path = tmp_path / "best.yaml"
+    if form == "spec":
+        InitSpec("orthogonal", {"gain": 1.25}).save(path)
+    else:
+        args = {"strategy": "orthogonal", "params": {"gain": 1.25}}
+        callback = {"class_path": "lightning_init.InitCallback", "init_args": args}
+        path.write_text(yaml.safe_dump({"trainer": {"callbacks+": [callback]}}))
+    plain = said(capsys, "plan", "--config", CONFIG, DEPTH, "--strategy", "orthogonal", "--json")
+    wider = said(capsys, "plan", "--config", CONFIG, DEPTH, "--strategy", str(path), "--json")
+    one, two = entries(plain)["net.2.weight"], entries(wider)["net.2.weight"]
+    assert (one["draw"], two["draw"]) == ("orthogonal, gain 1", "orthogonal, gain 1.25")
+    assert (one["std"], two["std"]) == (0.125, 0.15625)
+
+
+def test_plan_diff_names_what_changes_only(capsys):
+    diff = said(
+        capsys,
+        "plan",
+        "--config",
+        CONFIG,
+        DEPTH,
+        "--strategy=xavier_normal",
+        "--diff=xavier_uniform",
+    )
+    assert diff.startswith("xavier_normal -> xavier_uniform\n")
+    assert "4 x net.*.weight: normal, std 0.125 -> uniform" in diff
+    assert "net.8.weight: normal" in diff
+    assert "bias" not in diff
+    same = said(
+        capsys, "plan", "--config", CONFIG, DEPTH, "--strategy=orthogonal", "--diff=orthogonal"
+    )
+    assert "net." not in same
+
+
+def test_audit_of_the_deep_net_as_built_fails(capsys):
+    found = said(capsys, "audit", "--config", CONFIG, code=1)
+    assert "ERROR" in found or "error" in found
+    assert "keep" in found
+
+
+def test_audit_of_auto_passes(capsys):
+    found = said(capsys, "audit", "--config", CONFIG, "--strategy=auto")
+    assert "auto" in found
+
+
+def test_audit_of_several_fails_if_one_does(capsys, tmp_path):
+    out = tmp_path / "report.json"
+    arguments = ["audit", "--config", CONFIG, "--strategy=auto", "--strategy=keep"]
+    found = json.loads(said(capsys, *arguments, "--json", "--out", str(out), code=1))
+    assert list(found) == ["auto", "keep"]
+    assert json.loads(out.read_text()) == found
+    severities = {
+        name: {finding["severity"] for finding in report["findings"]}
+        for name, report in found.items()
+    }
+    assert "error" not in severities["auto"]
+    assert "error" in severities["keep"]
+    text = said(capsys, *arguments, code=1)
+    assert text.index("audit: auto") < text.index("audit: keep")
+
+
+def test_audit_of_a_file(capsys, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    InitSpec("normal", {"std": 1e-4}).save(path)
+    found = json.loads(
+        said(capsys, "audit", "--config", CONFIG, f"--strategy={path}", "--json", code=1)
+    )
+    assert list(found) == [str(path)]
+
+
+def test_plan_and_audit_take_overrides_of_the_configuration(capsys):
+    shallow = said(capsys, "audit", "--config", CONFIG, "--model.init_args.depth=2")
+    assert "healthy: 2 layers read" in shallow
