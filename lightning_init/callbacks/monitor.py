@@ -1,15 +1,12 @@
 """HealthMonitor: the first batch audited, the first steps watched, then gone.
 
-Hooks are on the model only while it is watched and only read between the start and the end of a
-training batch; gradients are read where they are unscaled and not yet clipped. Nothing that is
+Hooks are on the model from the start to the end of a sampled training batch only; gradients are read where they are unscaled and not yet clipped. Nothing that is
 read changes a result.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -20,10 +17,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_init.architecture.arguments import unknown
-from lightning_init.architecture.names import named_tensors
 from lightning_init.architecture.probe import Probe, weights
 from lightning_init.architecture.readings import Readings, StepReading
 from lightning_init.callbacks.forward import training_forward
+from lightning_init.callbacks.logs import histogram_loggers, log_step, write_json
+from lightning_init.callbacks.schedule import sampled
 from lightning_init.health import findings as rules
 from lightning_init.health.audit import audit
 from lightning_init.health.findings import Finding
@@ -104,14 +102,10 @@ class HealthMonitor(Callback):
         self._said: set[tuple[str, str]] = set()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the hooks on, before the first call of a compiled model."""
+        """Begin anew."""
         self._start()
-        if not self.monitor_steps:
-            return
-        if _is_compiled(pl_module):
+        if self.monitor_steps and _is_compiled(pl_module):
             self._blind = ("activations: not read in a compiled model",)
-            return
-        self._probe = Probe(pl_module, sample=bool(_histogram_loggers(trainer)))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Watch unless this run goes on from trained weights."""
@@ -126,12 +120,12 @@ class HealthMonitor(Callback):
     ) -> None:
         """Audit before the first batch; read this one if it is sampled."""
         if not self._watching:
-            self._remove_hooks()
             return
         self._step += 1
         if self._step == 0 and self.monitor_steps:
             self._audit(trainer, pl_module, batch)
-        elif self._probe is not None and sampled(self._step, self.monitor_steps):
+        elif sampled(self._step, self.monitor_steps) and not _is_compiled(pl_module):
+            self._probe = Probe(pl_module, sample=bool(histogram_loggers(trainer)))
             self._probe.active = True
 
     def on_before_optimizer_step(
@@ -160,19 +154,17 @@ class HealthMonitor(Callback):
             return
         self._read_loss(trainer, outputs)
         is_sampled = self._step > 0 and sampled(self._step, self.monitor_steps)
+        samples = self._probe.samples if self._probe is not None else {}
         if is_sampled:
             self._read_step(pl_module)
-        if self._probe is not None:
-            self._probe.active = False
+        self._remove_hooks()
         last = self._step + 1 >= max(self.monitor_steps, self.loss_steps)
         if last or self._step < self.monitor_steps or len(self._waiting) >= _EVERY:
             self._flush_losses()
             self._judge(trainer)
         if is_sampled:
-            self._log_step(trainer, pl_module)
+            log_step(trainer, pl_module, self._steps[-1], samples)
         self._gradients = {}
-        if self._step + 1 >= self.monitor_steps and self._probe is not None:
-            self._remove_hooks()
         if last:
             self._finish(trainer)
 
@@ -201,6 +193,7 @@ class HealthMonitor(Callback):
         except Exception as error:
             self._blind += (f"first batch: the audit could not run ({error})",)
             self._announce(None)
+            self._judge(trainer)
             return
         self._steps = report.readings.steps
         self._trained = report.readings.trained
@@ -208,7 +201,7 @@ class HealthMonitor(Callback):
             self._loss[0] = report.readings.loss[0]
         self._announce(report)
         self._judge(trainer)
-        self._log_step(trainer, pl_module)
+        log_step(trainer, pl_module, self._steps[-1], {})
 
     def _announce(self, report: Report | None) -> None:
         if self.announce is not None:
@@ -265,35 +258,6 @@ class HealthMonitor(Callback):
         more = f"\n  and {others} more in the report" if others else ""
         rank_zero_warn(f"lightning_init: {finding}{more}", category=UnhealthyWarning)
 
-    def _log_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        reading = self._steps[-1]
-        values: dict[str, float] = {}
-        for layer in reading.layers:
-            values[f"output_std/{layer.name}"] = layer.std
-            values[f"output_grad/{layer.name}"] = layer.grad_rms
-        for weight in reading.weights:
-            values[f"weight_std/{weight.name}"] = weight.std
-            values[f"weight_grad/{weight.name}"] = weight.grad_rms
-        known = {key: value for key, value in values.items() if math.isfinite(value)}
-        for logger in trainer.loggers:
-            separator = logger.group_separator
-            logger.log_metrics(
-                {
-                    f"lightning_init{separator}{k.replace('/', separator)}": v
-                    for k, v in known.items()
-                },
-                step=reading.step,
-            )
-        for experiment in _histogram_loggers(trainer):
-            for names, tensor in named_tensors(pl_module):
-                if tensor.ndim >= 2 and bool(torch.isfinite(tensor.detach()).all()):
-                    values_ = tensor.detach().float()
-                    experiment.add_histogram(f"weights/{names[0]}", values_, reading.step)
-            samples = self._probe.samples if self._probe is not None else {}
-            for name, sample in samples.items():
-                if bool(torch.isfinite(sample).all()):
-                    experiment.add_histogram(f"outputs/{name}", sample, reading.step)
-
     def _finish(self, trainer: pl.Trainer) -> None:
         self._watching = False
         self._remove_hooks()
@@ -302,10 +266,8 @@ class HealthMonitor(Callback):
             rank_zero_info(f"lightning_init: {self.report.verdict()}")
 
     def _write(self, trainer: pl.Trainer) -> None:
-        folder = run_folder(trainer)
-        if folder is not None and self.report is not None and trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.report.save(folder / "health.json")
+        if self.report is not None:
+            write_json(trainer, "health.json", self.report.to_dict())
 
     def _remove_hooks(self) -> None:
         if self._probe is not None:
@@ -313,45 +275,11 @@ class HealthMonitor(Callback):
             self._probe = None
 
 
-def sampled(step: int, monitor_steps: int) -> bool:
-    """Whether a step is read layer by layer: 0, 1, 2, 5, 10, 20, 50, 100, ... and the last one.
-
-    Example:
-        >>> [step for step in range(30) if sampled(step, 30)]
-        [0, 1, 2, 5, 10, 20, 29]
-    """
-    if not 0 <= step < monitor_steps:
-        return False
-    leading = step // 10 ** (len(str(step)) - 1)
-    round_number = step == leading * 10 ** (len(str(step)) - 1) and leading in (0, 1, 2, 5)
-    return round_number or step == monitor_steps - 1
-
-
-def run_folder(trainer: pl.Trainer) -> Path | None:
-    """Where a run's files go: the logger's folder, or a `default_root_dir` that the user chose.
-
-    Reading `log_dir` is a collective: all processes call this.
-    """
-    folder = trainer.log_dir
-    if folder is None or getattr(trainer, "fast_dev_run", False):
-        return None
-    if not trainer.loggers and Path(folder).resolve() == Path.cwd().resolve():
-        return None  # nobody asked for files here
-    return Path(folder)
-
-
 def _is_compiled(module: pl.LightningModule) -> bool:
     return bool(getattr(module, "_compiler_ctx", None)) or any(
         hasattr(child, "_orig_mod") or getattr(child, "_compiled_call_impl", None) is not None
         for child in module.modules()
     )
-
-
-def _histogram_loggers(trainer: pl.Trainer) -> list[Any]:
-    if not trainer.is_global_zero:
-        return []
-    experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
-    return [e for e in experiments if callable(getattr(type(e), "add_histogram", None))]
 
 
 def _fused_scale(trainer: pl.Trainer, optimizer: Optimizer) -> float:

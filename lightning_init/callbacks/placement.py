@@ -9,14 +9,116 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lightning_init.architecture.names import named_tensors, unwrap
 from lightning_init.architecture.provenance import record_of
+from lightning_init.callbacks.forward import NoBatchError, first_batch, training_forward
+from lightning_init.strategies.apply import carry_out
+from lightning_init.strategies.plan import Forward, Plan
+from lightning_init.strategies.planning import Scope, StrategyLike, make_plan
+from lightning_init.strategies.seeds import Seed
+
+
+class Placement:
+    """Initializes one module in one fit, in as many passes as it takes to be built.
+
+    Each pass plans and draws anew; a tensor's draw depends on seed and name alone, so a later pass
+    changes only what more knowledge changes.
+
+    Args:
+        strategy: What to apply.
+        scope: What may be written.
+        seed: The seed and where it comes from.
+
+    Attributes:
+        plan: What was applied, None before the first pass.
+        missing: Why no forward pass has been seen, `""` if one has.
+    """
+
+    def __init__(self, strategy: StrategyLike, scope: Scope, seed: Seed) -> None:
+        self.strategy, self.scope, self.seed = strategy, scope, seed
+        self.plan: Plan | None = None
+        self.missing = ""
+        self._remove: Callable[[], None] | None = None
+
+    def place(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """At `Callback.setup`: write what exists; the rest as soon as the module has built it."""
+        hook = builds_later(module)
+        if hook is None:
+            self._write(module, self._forward(trainer, module))
+            return
+        # What exists now may be copied by other callbacks; the whole is done when it is built.
+        self.missing = "the module builds layers later"
+        with suppress(ValueError):  # a pattern may name a layer that is still to be built
+            self._write(module, None)
+
+        def rest() -> None:
+            self._remove = None
+            self._write(module, self._forward(trainer, module))
+
+        self._remove = after(module, hook, rest)
+
+    def catch_up(self, module: pl.LightningModule) -> None:
+        """At `on_fit_start`: write what was on the meta device before."""
+        if self.plan is None:
+            self._write(module, None)
+
+    def finish(self, module: pl.LightningModule, forward: Forward) -> None:
+        """Before the first batch, with its help: what no earlier forward pass could tell."""
+        if not self.missing:
+            return
+        before, self.missing = self.plan, ""
+        plan = self._make_plan(module, forward)
+        if plan.calibrate_ is None and before is not None and before.entries == plan.entries:
+            return
+        self._carry_out(module, plan, forward)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            with torch.no_grad():  # each process saw another batch
+                for _, tensor in named_tensors(module):
+                    torch.distributed.broadcast(tensor, 0)
+
+    def let_go(self) -> None:
+        """Take the wrapper off a hook that has not been called."""
+        if self._remove is not None:
+            self._remove()
+            self._remove = None
+
+    def _forward(self, trainer: pl.Trainer, module: pl.LightningModule) -> Forward | None:
+        try:
+            batch = first_batch(trainer, module)
+        except NoBatchError as error:
+            self.missing = str(error)
+            return None
+        self.missing = ""
+        return training_forward(module, batch)
+
+    def _write(self, module: pl.LightningModule, forward: Forward | None) -> None:
+        if not any(tensor.is_meta for _, tensor in named_tensors(module)):
+            self._carry_out(module, self._make_plan(module, forward), forward)
+
+    def _make_plan(self, module: pl.LightningModule, forward: Forward | None) -> Plan:
+        try:
+            return make_plan(module, self.strategy, forward=forward, scope=self.scope)
+        except Exception as error:
+            if forward is None:
+                raise
+            # The user's training_step may need what only training provides.
+            self.missing = f"training_step could not run yet ({error})"
+        return make_plan(module, self.strategy, scope=self.scope)
+
+    def _carry_out(self, module: pl.LightningModule, plan: Plan, forward: Forward | None) -> None:
+        if plan.calibrate_ is not None and not plan.traced:
+            plan, forward = replace(plan, calibrate_=None), None
+            self.missing = f"not calibrated: {self.missing or 'no batch was at hand'}"
+        self.plan = carry_out(module, plan, self.seed.value, forward)
 
 
 def builds_later(module: pl.LightningModule) -> str | None:
@@ -59,7 +161,10 @@ def after(module: pl.LightningModule, name: str, then: Callable[[], None]) -> Ca
 
 
 def was_rewritten(model: nn.Module) -> bool:
-    """Whether a tensor that we wrote has been written again since, as a checkpoint does."""
+    """Whether a tensor that we wrote has other values by now, as from a checkpoint."""
     model = unwrap(model)
-    written = record_of(model).written
-    return any(written.get(names[0], t._version) != t._version for names, t in named_tensors(model))
+    record = record_of(model)
+    return any(
+        names[0] in record.written and not record.holds(names[0], tensor)
+        for names, tensor in named_tensors(model)
+    )

@@ -54,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader (`| head`) has seen enough
+        sys.stdout = None  # nothing is left to flush
+        return 0
     except Exception as error:
         if debug:
             raise

@@ -20,11 +20,13 @@ from rich.table import Table
 from lightning_init.architecture.arguments import unknown
 from lightning_init.cli.options import job_for
 from lightning_init.search.evaluate import TRAIN_LOSS, JobEvaluate
-from lightning_init.search.job import ConfigError, Job, dotted_keys
+from lightning_init.search.job import ConfigError, Job
+from lightning_init.search.keys import dotted_keys
+from lightning_init.search.records import Budget, OtherStudyError
 from lightning_init.search.result import SearchResult
 from lightning_init.search.space import Space, around, parse_axis
 from lightning_init.search.statistics import Mode
-from lightning_init.search.study import OtherStudyError, Plan, search_init
+from lightning_init.search.study import search_init
 from lightning_init.search.workers import devices
 
 _STEPS = 200
@@ -135,7 +137,7 @@ def _settings(job: Job, arguments: Sequence[str]) -> _Settings:
     limit = job.config.get("trainer.max_steps")
     default = min(_STEPS, limit) if limit and limit > 0 else _STEPS
     steps = default if options.steps is None else options.steps
-    Plan(options.trials, steps, options.seed, options.confirm_seeds)
+    Budget(options.trials, steps, options.seed, options.confirm_seeds)
     workers = options.workers
     if workers is None:
         workers = len(devices()) or os.cpu_count() or 1

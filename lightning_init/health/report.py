@@ -53,7 +53,7 @@ class Report:
         if worst is None or worst.severity == "info":
             return f"healthy: {self._seen()}"
         more = len(self.findings) - 1
-        others = f"\n  and {more} more finding{'s' * (more > 1)} in health.json" if more else ""
+        others = f"\n  and {more} more finding{'s' * (more > 1)} in the report" if more else ""
         return f"{worst}{others}"
 
     def _seen(self) -> str:

@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_init.architecture.arguments import unknown
+from lightning_init.search.keys import dotted_items, dotted_keys
 from lightning_init.search.mistakes import explain, one_line
 
 # Only the training itself matters in a short fit: no files, no bars, nothing that ends it early.
@@ -229,42 +230,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not YAML: {one_line(error)}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold `model:`, `data:`, ... but holds {data!r:.60}")
-    return data
-
-
-def dotted_items(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings with their dotted keys.
-
-    Example:
-        >>> list(dotted_items({"a": {"b": 1}, "c": [2]}))
-        [('a.b', 1), ('c', [2])]
-    """
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            yield from dotted_items(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def dotted_keys(data: Mapping[str, Any]) -> list[str]:
-    """The dotted keys of nested mappings."""
-    return [key for key, _ in dotted_items(data)]
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys back to nested mappings.
-
-    Example:
-        >>> nested({"model.init_args.lr": 0.1})
-        {'model': {'init_args': {'lr': 0.1}}}
-    """
-    data: dict[str, Any] = {}
-    for key, value in flat.items():
-        *path, leaf = key.split(".")
-        inner = data
-        for part in path:
-            inner = inner.setdefault(part, {})
-        inner[leaf] = value
     return data
 
 

@@ -13,7 +13,7 @@ import optuna
 import yaml
 
 from lightning_init.callbacks.init import InitCallback
-from lightning_init.search.job import nested
+from lightning_init.search.keys import nested
 from lightning_init.search.statistics import Comparison, Mode, compare
 from lightning_init.strategies.spec import InitSpec
 

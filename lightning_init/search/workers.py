@@ -145,8 +145,12 @@ class Pool:
         worker = next(worker for worker in self._workers if worker.job is None)
         if not worker.process.is_alive():
             worker = self._replace(worker)
+        try:
+            worker.connection.send(trial)
+        except OSError:  # it died this very moment
+            worker = self._replace(worker)
+            worker.connection.send(trial)
         worker.job = job
-        worker.connection.send(trial)
 
     def next(self, report: Callable[[int, int, float], bool]) -> Answer:
         """Wait for an outcome or the death of a worker."""
@@ -241,7 +245,11 @@ def quiet() -> None:
 
 def _run(evaluate: Evaluate, job: int, trial: Trial, report: Report) -> Answer:
     try:
-        return Answer(job, evaluate(trial, report))
+        outcome = evaluate(trial, report)
+        if not isinstance(outcome, Outcome):
+            text = f"evaluate must return an Outcome, but gave {outcome!r}"
+            return Answer(job, None, f"TypeError: {text}", user_error=True)
+        return Answer(job, outcome)
     except (KeyboardInterrupt, SystemExit, EOFError, BrokenPipeError):
         raise
     except BaseException as error:

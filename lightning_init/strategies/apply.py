@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_init.architecture.names import named_tensors, unwrap
 from lightning_init.architecture.preserve import preserved
-from lightning_init.architecture.provenance import record_of
+from lightning_init.architecture.provenance import checksum, record_of
 from lightning_init.strategies.distributions import Calibrated, Distribution
 from lightning_init.strategies.matrices import Orthogonal
 from lightning_init.strategies.plan import Forward, Plan, PlanEntry, settled
@@ -186,5 +186,5 @@ def _remember(model: nn.Module, plan: Plan) -> None:
     record = record_of(unwrap(model))
     written = {entry.info.names for entry in plan if entry.written}
     record.written.update(
-        {names[0]: tensor._version for names, tensor in named_tensors(model) if names in written}
+        {names[0]: checksum(tensor) for names, tensor in named_tensors(model) if names in written}
     )

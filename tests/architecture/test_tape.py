@@ -148,7 +148,7 @@ def test_the_fused_encoder_layer_is_seen_in_both_modes(training):
         *((f, "sin") for f in (torch.sin, torch.Tensor.sin)),
         *((f, "linear") for f in (torch.abs, lambda x: x, lambda x: x.softmax(-1))),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None) or str(value),  # no addresses
 )
 def test_nonlinearities(function, name):
     usages = Net(lambda m, x: m.b(function(m.a(x))), a=lin(), b=lin()).usages()

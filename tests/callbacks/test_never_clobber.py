@@ -135,7 +135,6 @@ def test_the_same_callback_in_a_second_fit_says_so_and_writes_nothing(said: list
     assert callback.plan is None
 
 
-@pytest.mark.xfail(reason="provenance.examine: a trained bias within its default's bounds is fresh")
 def test_a_bias_that_training_hardly_moved_is_kept_beside_its_trained_weight() -> None:
     module = copy.deepcopy(trained("mlp")[0])
     with torch.no_grad():

@@ -320,7 +320,10 @@ def test_a_blow_up_is_described_by_its_numbers() -> None:
     assert found is not None
     assert found.step == 4
     assert found.value == pytest.approx(3.6)
-    assert "the loss is 1.8, above its start and 3.6 times its lowest value 0.5" in found.message
+    assert (
+        "the loss is 1.8, above its start and chance, and 3.6 times its lowest value 0.5"
+        in found.message
+    )
     once = only("loss_blow_up", course(1.0, 0.5, 2.0, 0.01))
     assert once is not None
     assert "4 times its lowest value 0.5, once" in once.message
@@ -379,7 +382,7 @@ def test_errors_first_then_nearest_to_the_root() -> None:
         weight(0.1 * 1.3).steps[0].weights,
         loss(5.0).steps[0].losses,
     )
-    found = examine(Readings((steps,), {0: 1.0, 1: 0.5, 2: 2.0}))
+    found = examine(Readings((steps,), {0: 3.0, 1: 0.5, 2: 6.0}))
     assert [(finding.severity, finding.detector) for finding in found] == [
         ("error", "forward_growth"),
         ("error", "backward_growth"),
@@ -410,3 +413,11 @@ def test_registry() -> None:
     assert all(entry.summary for entry in entries())
     with pytest.raises(ValueError, match="unknown detector 'forward_grow': did you mean 'forward_"):
         get("forward_grow")
+
+
+def test_a_loss_below_chance_does_not_blow_up_after_a_lucky_start() -> None:
+    known = StepReading(0, losses=loss(1.0).steps[0].losses)  # chance is above 1.5
+    lucky = Readings((known,), {0: 0.25, 1: 0.13, 2: 0.7, 3: 0.7, 4: 0.7, 5: 0.7})
+    assert list(get("loss_blow_up").function(lucky)) == []
+    worse = Readings((known,), {step: value * 10 for step, value in lucky.loss.items()})
+    assert len(list(get("loss_blow_up").function(worse))) == 1

@@ -7,7 +7,8 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 
-from lightning_init.search.job import SHORT, ConfigError, Job, nested
+from lightning_init.search.job import SHORT, ConfigError, Job
+from lightning_init.search.keys import nested
 from lightning_init.strategies.apply import fingerprint
 from tests.search.models import Alone, Bare, Data, Net
 

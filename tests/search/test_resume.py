@@ -10,7 +10,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from lightning_init import InitSpec, search_init
 from lightning_init.search.journal import open_storage
-from lightning_init.search.study import OtherStudyError
+from lightning_init.search.records import OtherStudyError
 from tests.search.fakes import LR, SPACE, AtCall, Recorded, interrupt
 
 

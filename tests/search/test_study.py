@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 
 from lightning_init import InitSpec, search_init
+from lightning_init.search.confirm import HopelessError
 from lightning_init.search.evaluate import Outcome
 from lightning_init.search.job import ConfigError
 from lightning_init.search.space import STRATEGY, Space, around
-from lightning_init.search.study import HopelessError
 from tests.search.fakes import (
     LR,
     SPACE,
@@ -210,6 +210,17 @@ def test_the_finalists_are_the_best_of_the_screening():
     chosen = {one.number for one in result.candidates}
     rest = [value for number, value in key.items() if number not in chosen | {0}]
     assert max(key[number] for number in chosen) <= min(rest)
+
+
+def test_the_baseline_is_not_its_own_rival():
+    def evaluate(trial, report):
+        return Outcome(abs(math.log10(trial.config[LR]) + 2) + (trial.spec.strategy != "keep"))
+
+    result = find(evaluate)
+    assert result.baseline.number == 0
+    assert 0 not in [one.number for one in result.candidates]
+    assert len({str((one.spec, one.config)) for one in result.candidates}) == 3
+    assert result.suggestion() is None
 
 
 def test_a_failed_confirmation_run_is_kept_as_a_failure():

@@ -1,0 +1,39 @@
+"""What the arguments of an InitCallback mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_init.strategies.spec import InitSpec
+
+
+def spec_of(
+    strategy: Any, params: Mapping[str, Any] | None, overrides: Mapping[str, Any] | None, seed: Any
+) -> InitSpec | None:
+    """The spec of an InitCallback's arguments, None for a strategy that is not a name or a spec.
+
+    Raises:
+        ValueError: If an argument is not legal.
+    """
+    if isinstance(strategy, str):
+        return InitSpec(strategy, params or {}, overrides or {}, seed)
+    if params or overrides:
+        raise ValueError(
+            "params and overrides go with a strategy's name; put them into the InitSpec instead"
+        )
+    if isinstance(strategy, InitSpec):
+        if seed is None:
+            return strategy
+        return InitSpec(strategy.strategy, strategy.params, strategy.overrides, seed)
+    InitSpec(seed=seed)  # a seed is checked alike for all kinds of strategies
+    return None
+
+
+def overlap(one: str | list[str], two: str | list[str]) -> bool:
+    """Whether two scopes can mean the same tensor; patterns are taken to differ unless equal."""
+    whole = ("untrained", "all")
+    if one in whole or two in whole:
+        return True
+    first = {one} if isinstance(one, str) else set(one)
+    return bool(first & ({two} if isinstance(two, str) else set(two)))

@@ -1,0 +1,184 @@
+"""What a search keeps in its studies, and how it is read back.
+
+There are two: `search` holds the screening as Optuna made it, `confirm` one finished trial for
+each run on a fresh seed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_init.search.evaluate import Outcome
+from lightning_init.search.result import Run
+from lightning_init.search.space import Space
+from lightning_init.search.statistics import Mode
+
+_POINTS = 60  # of a loss curve are kept in the study
+
+
+class OtherStudyError(ValueError):
+    """The storage holds the study of something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much to search and how to judge.
+
+    Attributes:
+        trials: Trials in the screening, all sessions together.
+        steps: Training steps of each.
+        seed: Of the sampler and of every screening trial.
+        confirm_seeds: Fresh seeds for the best few and the baseline.
+        top: How many are confirmed.
+        mode: Whether a smaller or larger metric is better.
+        monitor: What the metric is called.
+        sampler: `tpe` or `gp`.
+        identity: What must be the same for a study to go on.
+    """
+
+    trials: int = 40
+    steps: int = 200
+    seed: int = 0
+    confirm_seeds: int = 5
+    top: int = 3
+    mode: Mode = "min"
+    monitor: str = "metric"
+    sampler: Literal["tpe", "gp"] = "tpe"
+    identity: str = ""
+
+    def __post_init__(self) -> None:
+        for name, least in (("trials", 1), ("steps", 1), ("confirm_seeds", 2), ("top", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name} >= {least}` must hold, but got {getattr(self, name)}")
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"mode must be min or max, but got {self.mode!r}")
+        if self.sampler not in ("tpe", "gp"):
+            raise ValueError(f"sampler must be tpe or gp, but got {self.sampler!r}")
+
+
+def open_study(storage: optuna.storages.BaseStorage, budget: Budget, space: Space) -> optuna.Study:
+    """The screening: what was lost is queued again, the recipes come first."""
+    study = open_part(storage, "search", budget)
+    requeue_running(study)  # their process is gone: this one owns the study now
+    for point in space.recipes()[: budget.trials]:
+        study.enqueue_trial(point, skip_if_exists=True)
+    return study
+
+
+def open_part(storage: optuna.storages.BaseStorage, name: str, budget: Budget) -> optuna.Study:
+    """One of the two studies of a search, made or gone on with.
+
+    Raises:
+        OtherStudyError: If the storage holds the study of something else.
+    """
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        pruner=optuna.pruners.NopPruner(),
+        direction="minimize" if budget.mode == "min" else "maximize",
+        load_if_exists=True,
+    )
+    # A search that goes on must not propose the same random points again.
+    seed = (budget.seed + 7919 * len(study.get_trials(deepcopy=False))) % 2**32
+    gp = budget.sampler == "gp"
+    study.sampler = (optuna.samplers.GPSampler if gp else optuna.samplers.TPESampler)(seed=seed)
+    known = study.user_attrs.get("identity")
+    if known is None:
+        study.set_user_attr("identity", budget.identity)
+    elif known != budget.identity:
+        raise OtherStudyError("this storage holds the study of another configuration")
+    return study
+
+
+def requeue_running(study: optuna.Study) -> None:
+    """Queue every trial again that no process runs any more."""
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        requeue(study, trial.number, crashed=False)
+
+
+def requeue(study: optuna.Study, number: int, *, crashed: bool) -> None:
+    """Queue a lost trial's parameters once more and mark it as failed, safe to be cut off between.
+
+    Args:
+        study: The screening.
+        number: The trial.
+        crashed: Whether the trial itself failed: it is tried once more only. A trial that was
+            interrupted has had no try yet.
+    """
+    trial = study.get_trials(deepcopy=False)[number]
+    # A recipe may have been lost before it was told its own parameters.
+    if params := {**trial.system_attrs.get("fixed_params", {}), **trial.params}:
+        attrs = {"retry_of": number} if crashed else dict(trial.user_attrs)
+        study.enqueue_trial(params, user_attrs=attrs)
+    study.tell(number, state=TrialState.FAIL)
+
+
+def healthy(study: optuna.Study) -> list[FrozenTrial]:
+    """The finished trials that were not stopped."""
+    done = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    return [trial for trial in done if not trial.user_attrs.get("reason")]
+
+
+def ranked(study: optuna.Study, mode: Mode) -> list[FrozenTrial]:
+    """The healthy trials, best first."""
+    sign = 1 if mode == "min" else -1
+    return sorted(healthy(study), key=lambda trial: sign * (trial.value or 0.0))
+
+
+def attributes(outcome: Outcome) -> dict[str, Any]:
+    """What the study keeps of an outcome."""
+    every = max(1, math.ceil(len(outcome.curve) / _POINTS))
+    thin = [list(point) for point in outcome.curve[::every]]
+    return {
+        "reason": outcome.reason,
+        "metric": outcome.metric,
+        "curve": [[step, value] for step, value in thin if math.isfinite(value)],
+        "seconds": outcome.seconds,
+        "info": dict(outcome.info),
+    }
+
+
+def remember(study: optuna.Study, key: tuple[int, int], outcome: Outcome) -> Run:
+    """Store a confirmation run."""
+    number, seed = key
+    metric = outcome.metric
+    trial = optuna.create_trial(
+        state=TrialState.COMPLETE,
+        value=0.0 if metric is None else metric,
+        user_attrs={**attributes(outcome), "candidate": number, "seed": seed},
+    )
+    study.add_trial(trial)
+    return run_of(trial)
+
+
+def run_of(trial: FrozenTrial) -> Run:
+    """A stored confirmation run."""
+    attrs = trial.user_attrs
+    curve = tuple((int(step), float(value)) for step, value in attrs.get("curve", []))
+    return Run(attrs["seed"], attrs["metric"], attrs["reason"], curve, attrs.get("info", {}))
+
+
+def whole(space: Space, trial: FrozenTrial) -> bool:
+    """Whether a trial has all its parameters; one that was cut off while starting has not."""
+    return space.axes.keys() <= trial.params.keys()
+
+
+def row(space: Space, trial: FrozenTrial) -> dict[str, Any]:
+    """A screening trial as plain data."""
+    known = whole(space, trial)
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "spec": space.spec(trial.params).to_dict() if known else None,
+        "config": space.overrides(trial.params) if known else {},
+        "value": trial.value if trial.state is TrialState.COMPLETE else None,
+        "metric": trial.user_attrs.get("metric"),
+        "reason": trial.user_attrs.get("reason", ""),
+        "seconds": trial.user_attrs.get("seconds"),
+        "curve": trial.user_attrs.get("curve", []),
+    }
