@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lightning_init.architecture.params import Role
 from lightning_init.architecture.readings import LayerReading
-from lightning_init.health.report import Report, textbook
+from lightning_init.health.report import Report, shorten, textbook
 from lightning_init.strategies.distributions import Calibrated
 from lightning_init.strategies.plan import Plan, PlanEntry
 
@@ -31,22 +31,38 @@ def table(plan: Plan, report: Report | None) -> Table:
     Returns:
         A table that fits a terminal of 80 columns.
     """
+    prefix = common_prefix([entry.info.name for entry in plan])
     grid = Table(box=None, padding=(0, 1), header_style="bold", pad_edge=False)
-    grid.add_column("tensors", overflow="fold", min_width=13)
-    grid.add_column("drawn from", min_width=12)
-    grid.add_column("why", min_width=10)
+    grid.add_column("tensors", no_wrap=True)
+    grid.add_column("drawn from (why)", min_width=20)
     if report is not None:
         grid.add_column("out std", justify="right", no_wrap=True)
         grid.add_column("grad", justify="right", no_wrap=True)
-        grid.add_column("textbook", min_width=8)
+        grid.add_column("textbook", min_width=9)
     layers = {layer.name: layer for layer in report.layers} if report else {}
     for label, entries in _rows(plan):
-        first = entries[0].distribution
-        row = [label, _drawn(entries), first.reason]
+        name = shorten(label.replace(prefix, ""), 22)
+        row = [name, f"{_drawn(entries)} ({entries[0].distribution.reason})"]
         if report is not None:
             row += _signals([layers[name] for name in _modules(entries) if name in layers])
         grid.add_row(*row)
     return grid
+
+
+def common_prefix(names: list[str]) -> str:
+    """The dotted path that all names share, with its last dot.
+
+    Example:
+        >>> common_prefix(["net.h.0.weight", "net.h.0.bias", "net.head.weight"])
+        'net.'
+    """
+    paths = [name.split(".")[:-1] for name in names]
+    shared = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return "".join(f"{part}." for part in shared)
 
 
 def render(plan: Plan, report: Report | None, header: str, width: int | None = None) -> str:
@@ -55,8 +71,12 @@ def render(plan: Plan, report: Report | None, header: str, width: int | None = N
     with console.capture() as captured:
         console.print(header)
         console.print(plan.summary())
+        if prefix := common_prefix([entry.info.name for entry in plan]):
+            console.print(f"names below {prefix}")
         console.print(table(plan, report))
-    return captured.get().rstrip()
+        if hint := plan.hint():
+            console.print(f"kept: {hint}")
+    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 
 
 def _rows(plan: Plan) -> list[tuple[str, list[PlanEntry]]]:
@@ -109,7 +129,13 @@ def _span(values: list[float]) -> str:
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return "not finite" if any(math.isinf(value) for value in values) else ""
-    low, high = f"{min(known):.1e}", f"{max(known):.1e}"
-    if min(known) >= 0.005 and max(known) < 1000:
-        low, high = f"{min(known):.2g}", f"{max(known):.2g}"
-    return low if low == high else f"{low}..{high}"
+    low, high = _compact(min(known), 1), _compact(max(known), 1)
+    return _compact(max(known)) if low == high else f"{low}..{high}"
+
+
+def _compact(value: float, digits: int = 2) -> str:
+    """A number in a few characters; of a span one digit says enough."""
+    if value == 0 or 0.01 <= abs(value) < 1000:
+        return f"{value:.{digits}g}" if abs(value) < 100 else f"{value:.0f}"
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"

@@ -5,7 +5,7 @@
 | bias / norm                         | 0 / the identity                                     |
 | lookup table                        | N(0, 0.02^2)                                         |
 | hidden-to-hidden matrix             | orthogonal, per gate                                 |
-| output layer                        | N(0, (0.1)^2 / fan_in): loss starts at chance        |
+| output layer                        | N(0, 0.5^2 / fan_in): loss starts near chance        |
 | in a model with attention           | N(0, 0.02^2), / sqrt(additions) where a branch ends  |
 | before SELU                         | LeCun normal                                         |
 | before tanh or sigmoid              | Xavier normal                                        |
@@ -26,6 +26,7 @@ from lightning_init.architecture.params import Architecture, ParamInfo, Role
 from lightning_init.strategies.distributions import Distribution, Keep, Normal
 from lightning_init.strategies.initializers import ByRole, Initializer
 from lightning_init.strategies.orthogonal import Orthonormal
+from lightning_init.strategies.plan import CUSTOMIZED
 from lightning_init.strategies.registry import Strategy, strategy
 from lightning_init.strategies.spec import InitSpec
 from lightning_init.strategies.transformer import BranchScaled
@@ -40,15 +41,13 @@ _RELU = VarianceScaling(2, "fan_in", 1.0, "normal", "Kaiming, before a ReLU-like
 
 
 def head(info: ParamInfo) -> Distribution:
-    """N(0, 0.01 / fan_in): logits of std 0.1 for inputs of order 1.
+    """N(0, 0.25 / fan_in): logits of std 0.5 for inputs of order 1, so the loss starts near chance.
 
     Example:
         >>> head(ParamInfo(("head.weight",), (10, 100), Role.WEIGHT, fan_in=100)).std
-        0.01
+        0.05
     """
-    return Normal(
-        0.1 / math.sqrt(info.fan_in), reason="output layer: small, the loss starts at chance"
-    )
+    return Normal(0.5 / math.sqrt(info.fan_in), reason="output layer: small")
 
 
 def weight(info: ParamInfo) -> Distribution:
@@ -93,7 +92,7 @@ class ExceptCustom:
     def __call__(self, info: ParamInfo) -> Distribution:
         """The distribution of one tensor."""
         if info.provenance == "custom":
-            return Keep("customized by the model: name a strategy to write it")
+            return Keep(CUSTOMIZED)
         return self.initializer(info)
 
 

@@ -29,17 +29,17 @@ def keep(info: ParamInfo) -> Distribution:
 
 def zero_bias(info: ParamInfo) -> Distribution:  # noqa: ARG001
     """The constant 0, for biases."""
-    return Constant(0.0, reason="bias: zero")
+    return Constant(0.0, reason="zero")
 
 
 def identity_scale(info: ParamInfo) -> Distribution:  # noqa: ARG001
     """The constant 1, for the scale of a norm layer."""
-    return Constant(1.0, reason="norm scale: the identity")
+    return Constant(1.0, reason="identity")
 
 
 def identity_shift(info: ParamInfo) -> Distribution:  # noqa: ARG001
     """The constant 0, for the shift of a norm layer."""
-    return Constant(0.0, reason="norm shift: the identity")
+    return Constant(0.0, reason="identity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class ByRole:
         >>> from lightning_init.strategies.distributions import Normal
         >>> rule = ByRole(weight=lambda info: Normal(0.1))
         >>> rule(ParamInfo(("b",), (2,), Role.BIAS))
-        Constant(value=0.0, reason='bias: zero')
+        Constant(value=0.0, reason='zero')
     """
 
     weight: Initializer

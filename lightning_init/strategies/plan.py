@@ -22,6 +22,9 @@ from lightning_init.strategies.registry import Calibrator
 
 Forward = Callable[[], object]
 
+TRAINED = "trained or loaded"
+CUSTOMIZED = "customized by the model"
+
 
 @dataclass(frozen=True, slots=True)
 class PlanEntry:
@@ -107,6 +110,17 @@ class Plan:
             f"{strange} unrecognized{seen}"
         )
 
+    def hint(self) -> str:
+        """How to write what was left alone, `""` if nothing was."""
+        reasons = {e.distribution.reason for e in self.entries if not e.written}
+        left = [reason for reason in ("frozen", "adapter", TRAINED) if reason in reasons]
+        hints = []
+        if left:
+            hints.append(f'{", ".join(left)}: scope="all", or their names, writes them')
+        if CUSTOMIZED in reasons:
+            hints.append(f"{CUSTOMIZED}: naming a strategy instead of auto writes them")
+        return "; ".join(hints)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
@@ -155,6 +169,8 @@ class Plan:
             lines.append(f"  {label} ({shape}): {first.distribution} [{first.distribution.reason}]")
         if self.calibrate_ is not None:
             lines.append("  then calibrated on one batch")
+        if hint := self.hint():
+            lines.append(f"kept: {hint}")
         return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from lightning_init.architecture.params import Architecture, ParamInfo
 from lightning_init.architecture.provenance import examine
 from lightning_init.strategies.distributions import Distribution, Keep
 from lightning_init.strategies.initializers import Initializer, Overridden, Scaled, matches
-from lightning_init.strategies.plan import Forward, Plan, PlanEntry
+from lightning_init.strategies.plan import TRAINED, Forward, Plan, PlanEntry
 from lightning_init.strategies.registry import Strategy, get
 from lightning_init.strategies.spec import InitSpec
 
@@ -112,9 +112,9 @@ def _decide(
     elif scope == "untrained":
         for flag in ("frozen", "adapter"):
             if flag in info.flags:
-                return Keep(f'{flag}: pass scope="all" or its name to write it')
+                return Keep(flag)
         if info.provenance == "pretrained":
-            return Keep('trained or loaded: pass scope="all" or its name to write it')
+            return Keep(TRAINED)
     distribution = initializer(info)
     if not isinstance(distribution, Distribution):
         raise TypeError(

@@ -38,8 +38,8 @@ SMOOTH = ["relu", "leaky_relu", "gelu", "silu", "elu", "mish", "softplus"]
         ({"role": Role.NORM_SHIFT}, Constant(0.0)),
         ({"role": Role.EMBEDDING}, Normal(0.02)),
         ({"role": Role.RECURRENT}, Orthogonal((OUT, IN), 1.0)),
-        ({"is_output": True}, Normal(0.1 / 50**0.5)),
-        ({"is_output": True, "traits": {"attention"}}, Normal(0.1 / 50**0.5)),
+        ({"is_output": True}, Normal(0.5 / 50**0.5)),
+        ({"is_output": True, "traits": {"attention"}}, Normal(0.5 / 50**0.5)),
         ({"traits": {"attention"}}, Normal(0.02)),
         ({"traits": {"attention", "norm"}, "activation": "gelu"}, Normal(0.02)),
         (
