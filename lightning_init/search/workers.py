@@ -129,7 +129,7 @@ class Pool:
         process = self._context.Process(  # type: ignore[attr-defined]
             target=_serve,
             args=(there, self._evaluate, device, self._threads, self._log, list(sys.path)),
-            daemon=True,
+            daemon=False,  # data loaders with workers of their own need a parent that may have some
         )
         process.start()
         there.close()

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.utils.data import DataLoader
 
 from lightning_init.search.evaluate import Evaluate, Outcome, Report, Trial
 from lightning_init.search.job import ConfigError
@@ -44,6 +46,13 @@ def half_unhealthy(trial: Trial, report: Report) -> Outcome:
     """Two of four strategies and the upper quarter of the learning rates do not train."""
     if trial.spec.strategy in ("normal", "uniform") or trial.config[LR] > 0.0316:
         return Outcome(None, reason="activations vanish")
+    return valley(trial, report)
+
+
+def loads_with_a_worker(trial: Trial, report: Report) -> Outcome:
+    """As users do: a data loader with a process of its own."""
+    total = sum(float(x.sum()) for x in DataLoader(torch.ones(8, 1), batch_size=4, num_workers=1))
+    assert total == 8.0
     return valley(trial, report)
 
 

@@ -22,6 +22,7 @@ from tests.search.fakes import (
     crash,
     die,
     half_unhealthy,
+    loads_with_a_worker,
     mistaken,
     noise,
     only_noise,
@@ -315,3 +316,9 @@ def test_progress_counts_up():
     assert counts == sorted(counts)
     assert counts[-1] == 12
     assert "orthogonal" in [text for phase, *_, text in said if phase == "screening"][-1]
+
+
+@pytest.mark.slow
+def test_worker_processes_may_load_data_with_processes_of_their_own():
+    result = find(loads_with_a_worker, workers=1, trials=2, confirm_seeds=2)
+    assert [row["reason"] for row in result.trials] == ["", ""]
