@@ -73,7 +73,7 @@ class Placement:
 
     def finish(self, module: pl.LightningModule, forward: Forward) -> None:
         """Before the first batch, with its help: what no earlier forward pass could tell."""
-        if not self.missing:
+        if not self.missing or was_rewritten(module):  # what came after us, as a checkpoint, wins
             return
         before, self.missing = self.plan, ""
         plan = self._make_plan(module, forward)

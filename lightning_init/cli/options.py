@@ -10,6 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_init.callbacks.init import InitCallback
+from lightning_init.cli.main import COMMANDS
 from lightning_init.search.job import SHORT, ConfigError, Job, interruptible, require_data
 from lightning_init.search.mistakes import explain
 from lightning_init.search.workers import quiet
@@ -39,7 +40,7 @@ def job_for(
         ConfigError: If there is no model, or something does not fit.
     """
     quiet()
-    return Job(arguments, add_options, prog=f"lightning-init {command}")
+    return Job(arguments, add_options, f"lightning-init {command}", COMMANDS[command])
 
 
 def spec_from(text: str) -> InitSpec:

@@ -69,6 +69,7 @@ class Job(LightningCLI):
         arguments: Sequence[str] | Mapping[str, Any],
         add_options: Callable[[LightningArgumentParser], None] | None = None,
         prog: str = "lightning-init",
+        description: str | None = None,
     ) -> None:
         self._add_options = add_options
         self.dropped: list[str] = []
@@ -76,7 +77,12 @@ class Job(LightningCLI):
         try:
             super().__init__(
                 save_config_callback=None,
-                parser_kwargs={"exit_on_error": False, "prog": prog},
+                parser_kwargs={
+                    "exit_on_error": False,
+                    "prog": prog,
+                    "usage": f"{prog} --config FILE [options]",
+                    "description": description,
+                },
                 seed_everything_default=True,
                 args=given,
                 run=False,

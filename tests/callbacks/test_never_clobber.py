@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_init import InitCallback
 from tests.callbacks import nets
@@ -180,3 +181,16 @@ def test_loaded_tensors_are_kept_by_what_marks_them(how: str) -> None:
     before = nets.weights(module)["net.2.weight"]
     nets.fit(module, InitCallback("constant"), start := AtStart(), max_steps=1)
     assert torch.equal(start.weights["net.2.weight"], before)
+
+
+def test_what_is_written_after_setup_is_not_drawn_again_with_the_first_batch() -> None:
+    class Loads(pl.Callback):
+        def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            with torch.no_grad():
+                next(pl_module.parameters()).fill_(0.125)
+
+    module = Digits(mlp())
+    trainer = nets.trainer(InitCallback("lsuv"), Loads(), start := AtStart(), max_steps=1)
+    trainer.fit(module, DataLoader(nets.Stream(), batch_size=32))
+    first = next(name for name, _ in module.named_parameters())
+    assert bool((start.weights[first] == 0.125).all())
