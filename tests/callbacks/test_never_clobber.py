@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_init import InitCallback
+from lightning_init.callbacks.monitor import UnhealthyWarning
 from tests.callbacks import nets
 from tests.callbacks.nets import AtStart, Digits, Rows, mlp, noisy
 
@@ -191,6 +192,7 @@ def test_what_is_written_after_setup_is_not_drawn_again_with_the_first_batch() -
 
     module = Digits(mlp())
     trainer = nets.trainer(InitCallback("lsuv"), Loads(), start := AtStart(), max_steps=1)
-    trainer.fit(module, DataLoader(nets.Stream(), batch_size=32))
+    with pytest.warns(UnhealthyWarning, match="scheme_audit"):  # and it is told that it was
+        trainer.fit(module, DataLoader(nets.Stream(), batch_size=32))
     first = next(name for name, _ in module.named_parameters())
     assert bool((start.weights[first] == 0.125).all())
