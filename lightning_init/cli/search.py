@@ -61,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     console = Console(highlight=False)
     for line in (_headline(settings, options), *settings.notes):
         console.print(line)
+    settings.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with _Bar(console) as bar:
