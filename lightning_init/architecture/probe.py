@@ -8,18 +8,19 @@ norm, minimum and maximum, sign. Outputs are never kept.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from lightning_init.architecture.layers import describe, module_traits
-from lightning_init.architecture.names import canonical, named_tensors, unwrap
-from lightning_init.architecture.params import ParamInfo, Role
+from lightning_init.architecture.layers import module_traits
+from lightning_init.architecture.names import named_tensors, unwrap
+from lightning_init.architecture.params import ParamInfo
 from lightning_init.architecture.readings import LayerReading, WeightReading
 from lightning_init.architecture.tape import tensors
+from lightning_init.architecture.watched import repeated_blocks, watched
 
 _ROWS = 16  # a monitored step reads the first 1/16 of the batch, at least that many rows
 
@@ -74,6 +75,8 @@ class Probe:
         self._grads: dict[str, tuple[Tensor, int]] = {}
         self._kinds: dict[str, tuple[str, str]] = {}
         self._handles = []
+        # Blocks add to a stream; single layers with norm layers between have a scale of their own.
+        self._rescaled = "norm" in module_traits(unwrap(model)) and not repeated_blocks(model)
         for name, module, group in watched(unwrap(model)):
             self._kinds[name] = (type(module).__name__, group)
             self._handles.append(module.register_forward_hook(self._hook(name)))
@@ -102,7 +105,7 @@ class Probe:
         return read
 
     def _read_grad(self, name: str, grad: Tensor, size: int) -> None:
-        self._grads[name] = (_norm(grad), size)
+        self._grads[name] = (euclidean(grad), size)
 
     def layers(self) -> tuple[LayerReading, ...]:
         """The readings since the last call, in execution order; one transfer to the host."""
@@ -126,6 +129,7 @@ class Probe:
                     zeros=1 - nonzero,
                     grad_norm=norm,
                     grad_rms=norm / math.sqrt(size),
+                    rescaled=self._rescaled,
                 )
             )
         self._order, self._grads = {}, {}
@@ -137,49 +141,6 @@ class Probe:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-
-
-def watched(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
-    """The modules worth reading: (name, module, group), in registration order.
-
-    Weight layers, and the repeated blocks of the model. Blocks form one group; without blocks,
-    the weight layers of the most frequent class do, unless the model attends.
-
-    Example:
-        >>> net = nn.Sequential(*[nn.Linear(2, 2) for _ in range(3)])
-        >>> [(name, group) for name, _, group in watched(net)]
-        [('0', 'Linear'), ('1', 'Linear'), ('2', '')]
-    """
-    modules = [(canonical(name), module) for name, module in model.named_modules()]
-    inside = {
-        id(child)
-        for _, module in modules
-        if isinstance(module, nn.MultiheadAttention)
-        for child in module.children()
-    }
-    layers = [
-        (name, module)
-        for name, module in modules
-        if _owns_weights(module) and id(module) not in inside
-    ]
-    blocks = _repeated_blocks(model)
-    if not blocks and "attention" in module_traits(model):
-        chosen, label = set(), ""  # query, key and value do not follow each other
-    elif blocks:
-        chosen = {id(module) for module in blocks}
-        label = type(blocks[0]).__name__
-    else:
-        counts = Counter(type(module).__name__ for _, module in layers)
-        label = counts.most_common(1)[0][0] if counts else ""
-        # The last layer is the output, which has a scale of its own.
-        chain = [module for _, module in layers[:-1] if type(module).__name__ == label]
-        chosen = {id(module) for module in chain}
-    wanted = {id(module) for _, module in layers} | {id(module) for module in blocks}
-    return [
-        (name, module, label if id(module) in chosen else "")
-        for name, module in modules
-        if id(module) in wanted
-    ]
 
 
 def weights(
@@ -200,7 +161,9 @@ def weights(
     promised = {entry.info.names: entry for entry in plan or ()}
     kept: list[tuple[tuple[str, ...], nn.Parameter, Tensor]] = []
     for names, parameter in named_tensors(model):
-        if parameter.is_floating_point() and not parameter.is_meta and parameter.numel():
+        if is_lazy(parameter) or parameter.is_meta or not parameter.is_floating_point():
+            continue
+        if parameter.numel():
             entry = promised.get(names)
             kept.append((names, parameter, _without_padding(parameter.detach(), entry)))
     if not kept:
@@ -212,10 +175,10 @@ def weights(
         low, high = torch.aminmax(values)
         pieces = (
             values.mean(dtype=torch.float32),
-            _norm(values),
+            euclidean(values),
             low.float(),
             high.float(),
-            nothing.to(values.device) if grad is None else _norm(grad),
+            nothing.to(values.device) if grad is None else euclidean(grad),
         )
         rows.append(torch.stack([piece.to(values.device) for piece in pieces]))
     found = []
@@ -251,7 +214,7 @@ def _reduce(value: Tensor) -> Tensor:
     return torch.stack(
         [
             value.mean(dtype=torch.float32),
-            _norm(value) / math.sqrt(value.numel()),
+            euclidean(value) / math.sqrt(value.numel()),
             low.float(),
             high.float(),
             value.sign().abs().mean(dtype=torch.float32),
@@ -259,10 +222,12 @@ def _reduce(value: Tensor) -> Tensor:
     )
 
 
-def _norm(value: Tensor) -> Tensor:
+def euclidean(value: Tensor) -> Tensor:
+    """Euclidean norm as float32, summed in float32 or better."""
     dense = value.coalesce().values() if value.is_sparse else value
-    norm: Tensor = torch.linalg.vector_norm(dense.detach(), dtype=torch.float32)
-    return norm
+    wide = None if dense.dtype in (torch.float64, torch.complex128) else torch.float32
+    found: Tensor = torch.linalg.vector_norm(dense.detach(), dtype=wide)
+    return found.float()
 
 
 def _without_padding(values: Tensor, entry: PlannedEntry | None) -> Tensor:
@@ -270,31 +235,3 @@ def _without_padding(values: Tensor, entry: PlannedEntry | None) -> Tensor:
         return values
     rows = torch.arange(values.shape[0], device=values.device)
     return values[rows != entry.info.padding_idx % values.shape[0]]
-
-
-def _owns_weights(module: nn.Module) -> bool:
-    facts = describe(module).values()
-    if any(fact.role in (Role.WEIGHT, Role.RECURRENT) for fact in facts):
-        return True
-    if any(fact.role is Role.EMBEDDING for fact in facts):
-        return False
-    return any(p.ndim >= 2 and not p.is_meta for p in module.parameters(recurse=False))
-
-
-def _repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The outermost composite modules of one class of which a container holds three or more."""
-    candidates: dict[type[nn.Module], list[nn.Module]] = {}
-    for container in model.modules():
-        if not isinstance(container, (nn.ModuleList, nn.Sequential)):
-            continue
-        kinds = Counter(type(child) for child in container)
-        for child in container:
-            composite = any(_owns_weights(m) for m in child.modules() if m is not child)
-            if kinds[type(child)] >= 2 and composite and not _owns_weights(child):
-                candidates.setdefault(type(child), []).append(child)
-    sized = {
-        kind: sum(p.numel() for block in blocks for p in block.parameters())
-        for kind, blocks in candidates.items()
-        if len(blocks) >= 3
-    }
-    return candidates[max(sized, key=sized.__getitem__)] if sized else []

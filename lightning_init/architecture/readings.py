@@ -26,6 +26,7 @@ class LayerReading:
         grad_norm: Euclidean norm of the loss gradient with respect to the output, NaN if there is
             none.
         grad_rms: The same per element, root mean square.
+        rescaled: Whether norm layers between the layers of the group set the scale anew.
     """
 
     name: str
@@ -38,6 +39,7 @@ class LayerReading:
     zeros: float
     grad_norm: float = math.nan
     grad_rms: float = math.nan
+    rescaled: bool = False
 
     @property
     def finite(self) -> bool:

@@ -7,6 +7,7 @@ place that takes a batch before training without moving the user's data order or
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,7 +19,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_init.architecture.preserve import keep_generators, preserved
+from lightning_init.architecture.preserve import preserved
+from lightning_init.architecture.state import keep_state
 
 _BATCH = 64  # rows of a batch taken before training, at most
 
@@ -43,8 +45,8 @@ def training_forward(module: pl.LightningModule, batch: Any) -> Callable[[], Ten
     def forward() -> Tensor | None:
         losses: list[Tensor] = []
         # A step may take its batch apart or write into it; training still needs it whole.
-        copy = apply_to_collection(batch, Tensor, Tensor.clone)
-        arguments = [copy, 0] if _takes_index(module.training_step) else [copy]
+        own = _copied(batch)
+        arguments = [own, 0] if _takes_index(module.training_step) else [own]
         with _silenced(module, losses), _precision(module):
             out = module.training_step(*arguments)
         if losses:
@@ -53,6 +55,13 @@ def training_forward(module: pl.LightningModule, batch: Any) -> Callable[[], Ten
         return found if isinstance(found, Tensor) else None
 
     return forward
+
+
+def _copied(batch: Any) -> Any:
+    try:
+        return copy.deepcopy(batch)
+    except Exception:  # part of a graph, or nothing that can be copied: at least its tensors
+        return apply_to_collection(batch, Tensor, Tensor.clone)
 
 
 def first_batch(trainer: pl.Trainer, module: pl.LightningModule) -> Any:
@@ -67,6 +76,8 @@ def first_batch(trainer: pl.Trainer, module: pl.LightningModule) -> Any:
     source = getattr(trainer.fit_loop, "_data_source", None)
     if source is None or source.instance is None or not source.is_defined():
         raise NoBatchError("the Trainer has no training data yet")
+    # Reading data may count, cache or open files in whoever provides it.
+    undo = keep_state([source.instance])
     with preserved(module):
         try:
             batch = _peek(source.dataloader())
@@ -74,6 +85,9 @@ def first_batch(trainer: pl.Trainer, module: pl.LightningModule) -> Any:
             raise
         except Exception as error:
             raise NoBatchError(f"the training data loader is not ready yet ({error})") from error
+        finally:
+            for restore in undo:
+                restore()
         parameter = next(module.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
         return trainer.strategy.batch_to_device(batch, device)
@@ -97,7 +111,7 @@ def _peek(loader: Any) -> Any:
         return loader.collate_fn(data[0])
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 16
     rows = min(int(size), total, _BATCH)
-    undo = keep_generators(data)  # those of its own augmentation
+    undo = keep_state([data])
     try:
         return loader.collate_fn([data[index * total // rows] for index in range(rows)])
     finally:
@@ -118,7 +132,7 @@ def _silenced(module: pl.LightningModule, losses: list[Tensor]) -> Iterator[None
         ("log", "log_dict", "clip_gradients", "toggle_optimizer", "untoggle_optimizer"), nothing
     )
     replaced["manual_backward"] = backward
-    replaced["optimizers"] = lambda *_: _still(_count(module, "optimizers"))
+    replaced["optimizers"] = lambda *_, **__: _still(_count(module, "optimizers"))
     replaced["lr_schedulers"] = lambda: _still(_count(module, "lr_scheduler_configs"))
     before = {name: module.__dict__[name] for name in replaced if name in module.__dict__}
     module.__dict__.update(replaced)

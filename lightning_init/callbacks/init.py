@@ -21,7 +21,7 @@ from lightning_init.callbacks.placement import Placement, was_rewritten
 from lightning_init.health.report import Report
 from lightning_init.strategies.apply import fingerprint
 from lightning_init.strategies.plan import Plan
-from lightning_init.strategies.planning import StrategyLike, resolve
+from lightning_init.strategies.planning import StrategyLike, check_scope, resolve
 from lightning_init.strategies.registry import Strategy
 from lightning_init.strategies.seeds import resolve_seed
 from lightning_init.strategies.spec import InitSpec
@@ -73,6 +73,7 @@ class InitCallback(Callback):
         self.strategy: StrategyLike = strategy if self.spec is None else self.spec
         self.seed = seed if self.spec is None else self.spec.seed
         resolve(self.strategy)
+        check_scope(scope)
         self.scope = scope
         self.save_init = None if save_init is None else Path(save_init)
         if self.save_init is not None and self.save_init.suffix != ".safetensors":

@@ -14,10 +14,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_init.architecture.arguments import unknown
-from lightning_init.architecture.probe import Probe, weights
+from lightning_init.architecture.probe import Probe, euclidean, weights
 from lightning_init.architecture.readings import Readings, StepReading
 from lightning_init.callbacks.forward import training_forward
 from lightning_init.callbacks.logs import histogram_loggers, log_step, write_json
@@ -138,8 +139,7 @@ class HealthMonitor(Callback):
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    norm = torch.linalg.vector_norm(parameter.grad.detach(), dtype=torch.float32)
-                    self._gradients[id(parameter)] = norm / scale
+                    self._gradients[id(parameter)] = euclidean(parameter.grad) / scale
 
     def on_train_batch_end(
         self,
@@ -188,6 +188,11 @@ class HealthMonitor(Callback):
         self._remove_hooks()
 
     def _audit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+        if any(is_lazy(parameter) for parameter in pl_module.parameters()):
+            self._blind += ("first batch: lazy layers have no weights yet",)
+            self._announce(None)
+            self._judge(trainer)
+            return
         try:
             report = audit(pl_module, training_forward(pl_module, batch), plan=self.plan)
         except Exception as error:

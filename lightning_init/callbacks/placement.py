@@ -25,6 +25,7 @@ from lightning_init.strategies.apply import carry_out
 from lightning_init.strategies.plan import Forward, Plan
 from lightning_init.strategies.planning import Scope, StrategyLike, make_plan
 from lightning_init.strategies.seeds import Seed
+from lightning_init.strategies.spec import InitSpec
 
 
 class Placement:
@@ -92,6 +93,9 @@ class Placement:
             self._remove = None
 
     def _forward(self, trainer: pl.Trainer, module: pl.LightningModule) -> Forward | None:
+        if self.strategy == InitSpec("keep"):  # nothing is decided, so nothing needs to be seen
+            self.missing = ""
+            return None
         try:
             batch = first_batch(trainer, module)
         except NoBatchError as error:
@@ -118,7 +122,13 @@ class Placement:
         if plan.calibrate_ is not None and not plan.traced:
             plan, forward = replace(plan, calibrate_=None), None
             self.missing = f"not calibrated: {self.missing or 'no batch was at hand'}"
-        self.plan = carry_out(module, plan, self.seed.value, forward)
+        try:
+            self.plan = carry_out(module, plan, self.seed.value, forward)
+        except Exception as error:
+            if plan.calibrate_ is None:
+                raise
+            self.missing = f"not calibrated: training_step could not run yet ({error})"
+            self.plan = carry_out(module, replace(plan, calibrate_=None), self.seed.value, None)
 
 
 def builds_later(module: pl.LightningModule) -> str | None:

@@ -29,28 +29,37 @@ def non_finite(
         readings: What was measured.
         patience: Steps in a row that a gradient scaler may skip before it counts.
     """
+    lost = [step for step, loss in sorted(readings.loss.items()) if not math.isfinite(loss)]
+    if len(lost) < (patience if readings.skips_allowed else 1):
+        lost = []
     for reading in readings.steps:
-        bad = next((layer for layer in reading.layers if not layer.finite), None)
-        broken = next((weight for weight in reading.weights if not weight.finite), None)
-        if readings.skips_allowed and bad is None and broken and math.isfinite(broken.std):
-            broken = None  # an overflowing gradient is how a scaler finds its scale
-        where = bad.name if bad else broken.name if broken else None
-        if where is not None:
-            what = "the output" if bad else "the tensor or its gradient"
-            yield _non_finite(where, reading.step, f"{what} of {where} is not finite")
+        if lost and lost[0] < reading.step:
+            break
+        weight = next((w for w in reading.weights if not math.isfinite(w.std)), None)
+        layer = next((one for one in reading.layers if not one.finite), None)
+        gradient = next((w for w in reading.weights if not w.finite), None)
+        if readings.skips_allowed:
+            gradient = None  # an overflowing gradient is how a scaler finds its scale
+        if weight is not None:
+            yield _non_finite(weight.name, reading.step, f"{weight.name} itself is not finite")
             return
-    steps = [step for step, loss in sorted(readings.loss.items()) if not math.isfinite(loss)]
-    needed = patience if readings.skips_allowed else 1
-    if len(steps) >= needed:
-        yield _non_finite("loss", steps[0], "the loss is not finite")
+        if layer is not None:
+            yield _non_finite(layer.name, reading.step, f"the output of {layer.name} is not finite")
+            return
+        if gradient is not None:
+            text = f"the gradient of {gradient.name} is not finite"
+            yield _non_finite(gradient.name, reading.step, text)
+            return
+    if lost:
+        yield _non_finite("loss", lost[0], "the loss is not finite")
 
 
 def _non_finite(where: str, step: int, symptom: str) -> Finding:
     at_start = step == 0
     cause = (
-        "weights or inputs so large that a sum overflows, or NaN in the data"
+        "NaN in a weight or in the data, or values so large that a sum overflows"
         if at_start
-        else "learning rate too high, then weights too large, then NaN in the data"
+        else "learning rate too high, NaN in the data of this step, or weights too large"
     )
     remedy = (
         'check the batch with torch.isfinite, then a smaller scale: InitCallback("auto"), or '
@@ -129,6 +138,7 @@ def initial_loss(
     high: Factor = 1.5,
     note_low: Share = 0.8,
     note_high: Factor = 1.3,
+    excess: Annotated[float, Range(0.0, 100.0)] = 1.0,
     order_of_magnitude: Factor = 10.0,
 ) -> Iterator[Finding]:
     """A loss before the first step that is not about that of a model that knows nothing.
@@ -139,7 +149,10 @@ def initial_loss(
         high: Factor above chance from which it is an error.
         note_low: Fraction of chance below which it is a warning.
         note_high: Factor above chance from which it is a warning.
-        order_of_magnitude: The same for regression, whose outputs add their own variance.
+        excess: Nats above chance that an error needs too, a warning half of them: with two classes
+            a factor is soon reached.
+        order_of_magnitude: Factor from which regression, whose outputs add their own variance, is
+            a warning; its cube is an error.
     """
     for reading in readings.steps[:1]:
         if reading.step != 0:
@@ -150,9 +163,12 @@ def initial_loss(
             above = loss.value / loss.chance
             floor = min(loss.chance, loss.prior)
             below = loss.value / floor if floor > 0 else math.inf
-            upper = (high, note_high) if loss.exact else (order_of_magnitude, 3.0)
-            if above > upper[1]:
-                error = above > upper[0]
+            over = loss.value - loss.chance if loss.exact else math.inf
+            upper = (high, note_high)
+            if not loss.exact:
+                upper = (order_of_magnitude**3, order_of_magnitude)
+            if above > upper[1] and over > excess / 2:
+                error = above > upper[0] and over > excess
                 yield Finding(
                     "initial_loss", "error" if error else "warning", "loss", 0, above,
                     upper[0] if error else upper[1],

@@ -37,7 +37,7 @@ def forward_growth(
         jump: Factor between two neighbours.
     """
     for reading in readings.steps:
-        chain = _chain(reading, lambda layer: layer.rms)
+        chain = _chain(reading, lambda layer: math.nan if layer.rescaled else layer.rms)
         if len(chain) < 4:
             continue
         slope = _growth([rms for _, rms in chain])

@@ -11,10 +11,12 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.names import named_tensors, unwrap
 from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.provenance import checksum, record_of
+from lightning_init.architecture.state import keep_tensor
 from lightning_init.strategies.distributions import Calibrated, Distribution
 from lightning_init.strategies.matrices import Orthogonal
 from lightning_init.strategies.plan import Forward, Plan, PlanEntry, settled
@@ -71,7 +73,8 @@ def calibrate_(model: nn.Module, plan: Plan, forward: Forward | None) -> None:
         raise ValueError(
             "this strategy calibrates on data: pass forward=lambda: model(batch) with one batch"
         )
-    with preserved(model):
+    tensors = dict(named_tensors(model))
+    with preserved(model, [tensors[e.info.names] for e in plan if e.written]):
         plan.calibrate_(unwrap(model), plan, forward)
     _remember(model, plan)
 
@@ -115,13 +118,24 @@ def initialize_(
 
 def carry_out(model: nn.Module, plan: Plan, seed: int, forward: Forward | None) -> Plan:
     """Draw and calibrate a plan; the plan returned has nothing more to come."""
-    if plan.calibrate_ is not None and forward is None:
-        calibrate_(model, plan, None)  # raises before anything is drawn
-    _draw(model, plan, seed)
+    _warn_of_copies(model, plan)
     if plan.calibrate_ is None:
+        _draw(model, plan, seed)
         return plan
+    if forward is None:
+        calibrate_(model, plan, None)  # raises before anything is drawn
+    tensors = dict(named_tensors(model))
+    undo = [keep_tensor(tensors[entry.info.names]) for entry in plan if entry.written]
+    _draw(model, plan, seed)
     before = {names: tensor._version for names, tensor in named_tensors(model)}
-    calibrate_(model, plan, forward)
+    try:
+        calibrate_(model, plan, forward)
+    except BaseException:
+        with torch.no_grad():
+            for restore in undo:
+                if restore is not None:
+                    restore()
+        raise
     changed: dict[tuple[str, ...], Distribution] = {}
     for names, tensor in named_tensors(model):
         if tensor._version != before[names]:
@@ -130,6 +144,32 @@ def carry_out(model: nn.Module, plan: Plan, seed: int, forward: Forward | None) 
             std = float(values.std(correction=0)) if values.numel() else 0.0
             changed[names] = Calibrated(std, mean, reason=f"{reason}; scaled on one batch")
     return settled(plan, changed)
+
+
+def _warn_of_copies(model: nn.Module, plan: Plan) -> None:
+    """A frozen copy (a teacher, a target network) no longer equals what is drawn anew."""
+    tensors = {
+        names: t
+        for names, t in named_tensors(model)
+        if not is_lazy(t) and not t.is_meta and t.ndim > 1
+    }
+    drawn = {
+        (checksum(tensors[entry.info.names]), entry.info.shape): entry.info.name
+        for entry in plan
+        if entry.written and entry.info.names in tensors
+    }
+    for entry in plan:
+        tensor = tensors.get(entry.info.names)
+        if tensor is None or entry.written or not bool((tensor != 0).any()):
+            continue
+        if (original := drawn.get((checksum(tensor), entry.info.shape))) is not None:
+            warnings.warn(
+                f"{entry.info.name} is kept ({entry.distribution.reason}), but was a copy of "
+                f"{original}, which is drawn anew: copy it again after the initialization, or "
+                'pass scope="all"',
+                stacklevel=3,
+            )
+            return
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -141,6 +181,8 @@ def fingerprint(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for names, tensor in sorted(named_tensors(model)):
+        if is_lazy(tensor):
+            continue
         digest.update(f"{names}{tuple(tensor.shape)}{tensor.dtype}".encode())
         raw = tensor.detach().cpu().contiguous().flatten()
         digest.update(raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b"")

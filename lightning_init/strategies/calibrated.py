@@ -54,8 +54,18 @@ class _UnitVariance(TorchFunctionMode):
             at = _DROPOUT_P[func]
             args = (*args[:at], 0.0, *args[at + 1 :]) if len(args) > at else args
             kwargs = {**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs
+        if func not in MATRIX:
+            return func(*args, **kwargs)
+        with torch.no_grad():
+            out = self._scaled(func, args, kwargs)
+        # A step that differentiates needs the product with the weight as it is now.
+        return func(*args, **kwargs) if torch.is_grad_enabled() else out
+
+    def _scaled(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         out = func(*args, **kwargs)
-        if func not in MATRIX or not isinstance(out, Tensor):
+        if not isinstance(out, Tensor):
             return out
         weight = next((t for t in tensors((args, kwargs)) if id(t) in self.weights), None)
         if weight is None or id(weight) in self.scaled:
@@ -122,7 +132,7 @@ def lsuv(
         mode = _UnitVariance(
             {id(t): (names[0], t) for names, t in named_tensors(model) if names in wanted}, scale
         )
-        with torch.no_grad(), mode:
+        with mode:
             forward()
         if mode.dead:
             warnings.warn(

@@ -103,7 +103,11 @@ class Plan:
         drawn = [entry for entry in self.entries if entry.written]
         share = sum(entry.info.numel for entry in drawn)
         strange = sum(entry.info.role is Role.OTHER for entry in self.entries)
-        seen = "" if self.traced else "; no forward pass seen, so residual branches are unknown"
+        seen = (
+            ""
+            if self.traced or not drawn
+            else "; no forward pass seen, so residual branches are unknown"
+        )
         return (
             f"{len(self.entries)} tensors, {total:,} parameters: {len(drawn)} tensors drawn "
             f"({share:,} parameters), {len(self.entries) - len(drawn)} kept, "

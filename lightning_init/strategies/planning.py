@@ -88,7 +88,7 @@ def make_plan(
     chosen = resolve(strategy)
     model = unwrap(model)
     architecture = analyze(model, forward)
-    patterns = _patterns(scope)
+    patterns = check_scope(scope)
     _check_patterns("scope", patterns or [], architecture)
     for keys in _override_keys(chosen.initializer):
         _check_patterns("override", keys, architecture)
@@ -134,10 +134,16 @@ def _refuse(entries: tuple[PlanEntry, ...]) -> None:
             )
 
 
-def _patterns(scope: Scope) -> list[str] | None:
+def check_scope(scope: Scope) -> list[str] | None:
+    """The patterns of a scope, None for a scope by name.
+
+    Raises:
+        ValueError: If it is neither.
+    """
     if scope in ("untrained", "all"):
         return None
-    patterns = [scope] if isinstance(scope, str) else list(scope)
+    listed = isinstance(scope, (list, tuple, set, frozenset))
+    patterns = [scope] if isinstance(scope, str) else list(scope) if listed else []
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise ValueError(
             f'scope must be "untrained", "all" or patterns on parameter names, but got {scope!r}'

@@ -134,11 +134,14 @@ def test_an_error_inside_still_puts_everything_back():
     assert int(model.net[1].num_batches_tracked) == 0
 
 
-def test_parameter_values_are_the_callers_business():
+def test_parameters_come_back_but_for_those_that_are_meant():
     model = nn.Linear(4, 2)
-    with preserved(model), torch.no_grad():
+    bias = model.bias.detach().clone()
+    with preserved(model, [model.weight]), torch.no_grad():
         model.weight.fill_(3)
+        model.bias.data.clamp_(0, 0)  # unseen by the version counter
     assert bool((model.weight == 3).all())
+    assert torch.equal(model.bias, bias)
 
 
 def test_unchanged_buffers_keep_their_version():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -264,10 +265,10 @@ def test_first_loss_against_chance(value: float, expected: str | None) -> None:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (6 * IN, None),
-        (6 * OUT, "warning"),
-        (20 * IN, "warning"),
-        (20 * OUT, "error"),
+        (20 * IN, None),
+        (20 * OUT, "warning"),
+        (2000 * IN, "warning"),
+        (2000 * OUT, "error"),
         (0.001, None),
     ],
 )
@@ -421,3 +422,21 @@ def test_a_loss_below_chance_does_not_blow_up_after_a_lucky_start() -> None:
     assert list(get("loss_blow_up").function(lucky)) == []
     worse = Readings((known,), {step: value * 10 for step, value in lucky.loss.items()})
     assert len(list(get("loss_blow_up").function(worse))) == 1
+
+
+def test_with_two_classes_a_factor_above_chance_is_not_enough() -> None:
+    def start(value: float) -> Any:
+        reading = LossReading("cross-entropy over 2 classes", value, 0.693, 0.693, exact=True)
+        return [f.severity for f in get("initial_loss").function(of(losses=(reading,)))]
+
+    assert start(1.19 * IN) == []  # 1.7 times chance, half a nat above
+    assert start(1.194 * OUT) == ["warning"]
+    assert start(1.693 * IN) == ["warning"]
+    assert start(1.693 * OUT) == ["error"]
+
+
+def test_layers_that_norms_rescale_are_not_compared_forward() -> None:
+    chain = layers([255.0, 1.0, 1.0, 1.0, 1.0])
+    assert len(list(get("forward_growth").function(of(layers=chain)))) == 1
+    rescaled = tuple(replace(layer, rescaled=True) for layer in chain)
+    assert list(get("forward_growth").function(of(layers=rescaled))) == []

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_init import audit, make_plan
-from lightning_init.architecture.probe import Probe, watched, weights
+from lightning_init.architecture.probe import Probe, weights
+from lightning_init.architecture.watched import watched
 from tests.zoo import ZOO
 
 
