@@ -66,8 +66,9 @@ def _keep(value: Any, largest: int) -> tuple[Undo | None, Iterable[object]]:
         items = dict(value)
 
         def restore_dict() -> None:
-            dict.clear(value)
-            dict.update(value, items)
+            value.clear()
+            for key, item in items.items():
+                value[key] = item
 
         return restore_dict, items.values()
     if isinstance(value, (list, deque)):

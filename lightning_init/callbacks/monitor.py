@@ -81,6 +81,8 @@ class HealthMonitor(Callback):
             raise ValueError(unknown("on_unhealthy", str(on_unhealthy), _ACTIONS))
         self.monitor_steps, self.loss_steps = monitor_steps, loss_steps
         self.on_unhealthy: OnUnhealthy = on_unhealthy
+        if isinstance(detectors, str):
+            raise ValueError(f"detectors must be a list of names, but got {detectors!r}")
         self.detectors = None if detectors is None else tuple(detectors)
         for name in self.detectors or ():
             rules.get(name)

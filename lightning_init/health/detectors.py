@@ -35,7 +35,9 @@ def non_finite(
     for reading in readings.steps:
         if lost and lost[0] < reading.step:
             break
-        weight = next((w for w in reading.weights if not math.isfinite(w.std)), None)
+        # Later on an update has spread it to every weight; only the first reading tells whose it is.
+        own = reading.weights if reading.step == 0 else ()
+        weight = next((w for w in own if not math.isfinite(w.std)), None)
         layer = next((one for one in reading.layers if not one.finite), None)
         gradient = next((w for w in reading.weights if not w.finite), None)
         if readings.skips_allowed:
@@ -47,7 +49,7 @@ def non_finite(
             yield _non_finite(layer.name, reading.step, f"the output of {layer.name} is not finite")
             return
         if gradient is not None:
-            text = f"the gradient of {gradient.name} is not finite"
+            text = f"{gradient.name} or its gradient is not finite"
             yield _non_finite(gradient.name, reading.step, text)
             return
     if lost:

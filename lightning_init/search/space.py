@@ -48,6 +48,8 @@ class Axis:
     whole: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.choices, str) or not isinstance(self.choices, (tuple, list)):
+            raise ValueError(f"choices must be a tuple of values, but got {self.choices!r}")
         finite = math.isfinite(self.high - self.low)
         if not self.choices and (
             not (self.low < self.high and finite) or (self.log and self.low <= 0)
@@ -101,6 +103,14 @@ class Space:
     config: Mapping[str, Axis] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.strategies, str):
+            raise ValueError(
+                f"strategies must be a tuple of names, but got {self.strategies!r}: write "
+                f"({self.strategies!r},)"
+            )
+        for key, axis in self.config.items():
+            if not isinstance(axis, Axis):
+                raise ValueError(f"config[{key!r}] must be an Axis, but got {axis!r}")
         chosen = self.strategies or tuple(entry.name for entry in entries() if entry.search)
         names = ["keep", *(get(name).name for name in chosen)]
         object.__setattr__(self, "strategies", tuple(dict.fromkeys(names)))

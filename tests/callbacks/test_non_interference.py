@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -16,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_init import HealthMonitor, InitCallback
 from tests.callbacks import nets
-from tests.callbacks.nets import Digits, Metered, Rows, Stream, digits, noisy, seed_all
+from tests.callbacks.nets import Digits, Metered, Rows, Stream, digits, mlp, noisy, seed_all
 
 
 class OwnNoise(nn.Module):
@@ -163,3 +166,54 @@ def test_same_training_with_worker_processes() -> None:
 
     make = MODULES["noisy"]
     assert_same(outcome(make, loader), outcome(make, loader, InitCallback("keep")))
+
+
+class Counts(torch.utils.data.Dataset[Any]):
+    """A data set whose samples depend on how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> Any:
+        self.asked += 1
+        x, y = nets.digits()[index]
+        return x + 0.001 * self.asked, y
+
+
+class Teaches(Digits):
+    """Averages a teacher, clips itself and counts, all inside the step."""
+
+    def __init__(self) -> None:
+        super().__init__(mlp())
+        self.teacher = copy.deepcopy(self.net).requires_grad_(False)
+        self.queue: Any = deque([0.0], maxlen=3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        with torch.no_grad():
+            for old, new in zip(self.teacher.parameters(), self.net.parameters(), strict=True):
+                old.mul_(0.9).add_(new, alpha=0.1)
+                new.data.clamp_(-0.1, 0.1)
+        self.queue.append(self.queue[-1] + 0.1)
+        return self.loss(batch) + self.queue[-1] * self.net[-1].weight.square().sum()
+
+
+@pytest.mark.parametrize("strategy", ["keep", "constant"])
+def test_a_step_that_writes_weights_and_state_trains_the_same(strategy: str) -> None:
+    def run(*callbacks: pl.Callback) -> Any:
+        nets.seed_all(1)
+        module = Teaches()
+        if strategy == "constant":  # no tensor is in the scope that is drawn
+            callbacks = tuple(InitCallback("constant", scope="net.0.bias") for _ in callbacks)
+        if not callbacks and strategy == "constant":
+            torch.nn.init.zeros_(module.net[0].bias)
+        trainer = nets.trainer(*callbacks, max_steps=6)
+        trainer.fit(module, DataLoader(Counts(), batch_size=16))
+        return module
+
+    plain, watched = run(), run(InitCallback("keep"))
+    assert nets.same(nets.weights(plain), nets.weights(watched))
+    assert plain.queue == watched.queue
+    assert plain.seen == watched.seen

@@ -202,3 +202,10 @@ def test_compiled_models(how: str) -> None:
     assert len(losses(callback)) == 3
     assert all(grad > 0 for grad in by_name(callback, 2).values())
     assert nets.hooks(module) == []
+
+
+def test_double_precision_trains_and_is_read() -> None:
+    callback = InitCallback("orthogonal", monitor_steps=3)
+    nets.fit(Digits(mlp()), callback, max_steps=3, precision="64-true")
+    assert callback.report is not None
+    assert callback.report.readings.steps[-1].weights[0].grad_rms > 0

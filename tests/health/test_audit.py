@@ -73,7 +73,7 @@ def test_one_nan(place: str) -> None:
     model = mlp()
     model.get_parameter(place).data.flatten()[3] = torch.nan
     report = audit(model, loss_of(model))
-    assert errors(report)[0] == ("non_finite", "4")
+    assert errors(report)[0] == ("non_finite", place)
     assert report.worst.step == 0
 
 

@@ -268,3 +268,14 @@ def test_training_goes_on_after_a_draw():
     initialize_(model, "auto", seed=0, forward=lambda: model(ids(4, 7)))
     model(ids(4, 7)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_frozen_copy_that_no_longer_equals_is_named():
+    student = nn.Linear(8, 8)
+    model = nn.ModuleDict(
+        {"student": student, "teacher": copy.deepcopy(student).requires_grad_(False)}
+    )
+    with pytest.warns(
+        UserWarning, match=r"teacher.weight is kept \(frozen\), but was a copy of stu"
+    ):
+        initialize_(model, "orthogonal", seed=0)

@@ -253,3 +253,33 @@ def test_keyword_arguments_and_functional_calls():
     )
     out = F.linear(x, weight, model["b"]).detach()
     assert float((out - 1).std(correction=0)) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_forward_that_differentiates_is_calibrated_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 32), nn.Linear(32, 2))
+    x = torch.randn(64, 8)
+
+    def forward():
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    initialize_(model, "lsuv", seed=0, forward=forward)
+    assert float(model[:3](x).detach().std(correction=0)) == pytest.approx(1, abs=1e-5)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_forward_that_fails_leaves_the_weights_as_they_were():
+    model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 32), nn.Linear(32, 2))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    calls = []
+
+    def forward():
+        calls.append(model(torch.ones(2, 8)))
+        if len(calls) > 1:
+            raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        initialize_(model, "lsuv", seed=0, forward=forward)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
