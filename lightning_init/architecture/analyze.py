@@ -21,7 +21,7 @@ from lightning_init.architecture.layers import (
     describe_model,
     module_traits,
 )
-from lightning_init.architecture.names import named_tensors, unwrap
+from lightning_init.architecture.names import check_forward, named_tensors, unwrap
 from lightning_init.architecture.operations import CONVOLUTIONS, NORMS, TRANSPOSED
 from lightning_init.architecture.params import Architecture, ParamInfo, Role
 from lightning_init.architecture.provenance import exact_provenance, flags_of
@@ -55,6 +55,7 @@ def analyze(model: nn.Module, forward: Callable[[], object] | None = None) -> Ar
     lazy = any("lazy" in info.flags for info in infos.values())  # a pass would give them shapes
     if forward is None or lazy:
         return Architecture(tuple(replace(info, traits=traits) for info in infos.values()))
+    check_forward(forward)
     ops = trace(model, forward)
     used, num_branches = usages(ops)
     for op in ops:

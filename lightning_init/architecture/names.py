@@ -54,3 +54,16 @@ def named_tensors(model: nn.Module) -> list[tuple[tuple[str, ...], nn.Parameter]
         names.setdefault(id(parameter), []).append(canonical(name))
         owners[id(parameter)] = parameter
     return [(tuple(names[key]), owners[key]) for key in names]
+
+
+def check_forward(forward: object) -> None:
+    """Make sure that `forward` can be called.
+
+    Raises:
+        TypeError: If it cannot.
+    """
+    if not callable(forward):
+        raise TypeError(
+            "forward must be a call without arguments that runs the model once, e.g. "
+            f"lambda: model(batch), but got {type(forward).__name__}"
+        )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from lightning_init.architecture.names import unwrap
+from lightning_init.architecture.names import check_forward, unwrap
 from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.probe import PlannedEntry, Probe, weights
 from lightning_init.architecture.provenance import exact_provenance
@@ -44,6 +44,7 @@ def audit(
         >>> report.worst is None or report.worst.detector != "non_finite"
         True
     """
+    check_forward(forward)
     probe = Probe(model, full=True)
     try:
         with preserved(model), torch.enable_grad(), LossWatch() as losses:

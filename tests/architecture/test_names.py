@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from lightning_init import analyze
+from lightning_init import analyze, audit, make_plan
 from lightning_init.architecture.names import canonical, named_tensors, unwrap
 from tests.zoo import ZOO, noise
 
@@ -67,3 +67,12 @@ def test_a_shared_module_is_one_module():
     layer = nn.Linear(2, 2)
     model = nn.ModuleDict({"a": layer, "b": layer})
     assert names(model) == [("a.weight", "b.weight"), ("a.bias", "b.bias")]
+
+
+@pytest.mark.parametrize("call", [analyze, make_plan, audit])
+def test_what_is_not_a_call_or_not_a_model_is_refused_in_words(call):
+    model = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"lambda: model\(batch\), but got Tensor"):
+        call(model, forward=torch.ones(1))
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, but got 'x'"):
+        call("x", forward=lambda: None)
