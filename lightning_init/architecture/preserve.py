@@ -8,10 +8,11 @@ were.
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -47,6 +48,8 @@ def preserved(model: nn.Module, writes: Collection[Tensor] = ()) -> Iterator[Non
     grads = [(parameter, parameter.grad) for parameter in parameters]
     for parameter, _ in grads:
         parameter.grad = None
+    for module in model.modules():
+        _lend_iterators(module)
     try:
         yield
     finally:
@@ -85,14 +88,22 @@ def _keep_module(module: nn.Module) -> Undo:
     def restore() -> None:
         module.__dict__.clear()
         module.__dict__.update(state)
-        for table, copy in tables:
+        for table, before in tables:
             table.clear()
-            table.update(copy)
+            table.update(before)
         for put_back in buffers:
             if put_back is not None:
                 put_back()
 
     return restore
+
+
+def _lend_iterators(module: nn.Module) -> None:
+    """Put a copy in the place of each itertools iterator: one that has advanced cannot go back."""
+    for name, value in list(module.__dict__.items()):
+        if type(value).__module__ == "itertools":
+            with suppress(Exception):  # over something that cannot be copied
+                module.__dict__[name] = copy.deepcopy(value)
 
 
 def _attributes(module: nn.Module) -> list[object]:

@@ -120,3 +120,15 @@ def test_large_data_are_not_copied():
     assert keep_state([data]) == []
     assert keep_state([np.zeros(2**16 + 1)]) == []
     assert keep_state([itertools.count()]) == []
+
+
+@pytest.mark.parametrize("made", [itertools.count, lambda: itertools.cycle([1, 2, 3])])
+@pytest.mark.parametrize("advanced", [0, 1, 4])
+def test_an_iterator_of_a_module_goes_on_where_it_was(made, advanced):
+    model, twin = nn.Linear(2, 2), made()
+    model.turns = made()
+    for _ in range(advanced):
+        next(model.turns), next(twin)
+    with preserved(model):
+        next(model.turns), next(model.turns)
+    assert [next(model.turns) for _ in range(5)] == [next(twin) for _ in range(5)]
