@@ -34,6 +34,28 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One of several matrices that share a tensor: the query of a fused q|k|v, a gate of an LSTM.
+
+    Attributes:
+        name: `query`, `key`, `value`, or what the split shows (`0`, `1`, ...).
+        rows: Half-open ranges along `ParamInfo.axis`, ascending.
+
+    Example:
+        >>> Part("query", ((0, 4), (12, 16))).size
+        8
+    """
+
+    name: str
+    rows: tuple[tuple[int, int], ...]
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return sum(stop - start for start, stop in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What one forward pass showed of a parameter.
 
@@ -42,10 +64,11 @@ class Usage:
         nonlinearity: The elementwise function that follows, `"linear"` if none.
         ends_branch: Whether the layer's output is added to a skip path.
         branch: Index of that residual branch in execution order, -1 outside of branches.
-        branch_layers: Weight layers on that branch.
+        branch_layers: Weight layers on the longest way along that branch, gates aside.
         num_branches: Residual additions in the whole model.
-        attention: The layer's part in attention, `""` if none.
-        num_heads: Attention heads, 0 outside attention.
+        attention: The layer's part in attention, `""` if none; `"query|key|value"` if fused.
+        num_heads: Attention heads of that part (fewer for key and value in grouped-query
+            attention; of the query if fused), 0 outside attention.
         is_output: Whether no weight layer follows.
         calls: Times the tensor was used in one forward pass.
     """
@@ -56,7 +79,7 @@ class Usage:
     branch: int = -1
     branch_layers: int = 0
     num_branches: int = 0
-    attention: Literal["", "query", "key", "value", "out"] = ""
+    attention: str = ""
     num_heads: int = 0
     is_output: bool = False
     calls: int = 1
@@ -72,13 +95,18 @@ class ParamInfo:
         role: What it does.
         fan_in: Products summed into one output element, NaN where nothing is summed.
         fan_out: Products summed into one element of the input's gradient.
-        blocks: Independent matrices stacked along dim 0 (q|k|v, gates, groups).
+        blocks: Independent matrices stacked along `axis` (q|k|v, gates, groups, experts).
         provenance: Where its values come from.
         flags: Of `tied frozen adapter sharded meta lazy complex quantized parametrized`.
         usage: What a forward pass showed, None if none was seen.
         layer: Class name of the module that owns it.
         nonlinearity: The activation that the model's modules suggest, for use without `usage`.
         padding_idx: Row of an embedding that must stay zero.
+        axis: The dimension along which blocks and parts are stacked.
+        parts: The blocks by name and rows where a forward pass shows them, `()` otherwise.
+        identity: For a norm's scale, the value that changes nothing: 1, or 0 where the model
+            adds 1 itself.
+        evidence: What was seen, in words.
         traits: Facts of the whole model: `attention`, `convolution`, `recurrence`, `norm`, and the
             activations it uses.
 
@@ -101,6 +129,10 @@ class ParamInfo:
     nonlinearity: str = "linear"
     padding_idx: int | None = None
     traits: frozenset[str] = frozenset()
+    axis: int = 0
+    parts: tuple[Part, ...] = ()
+    identity: float = 1.0
+    evidence: str = ""
 
     @property
     def name(self) -> str:
