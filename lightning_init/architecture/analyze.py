@@ -6,14 +6,13 @@ and output layers, and gives bare parameters the role of the operation that uses
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from lightning_init.architecture.evidence import evidence
 from lightning_init.architecture.layers import (
     Described,
     activation_name,
@@ -22,10 +21,10 @@ from lightning_init.architecture.layers import (
     module_traits,
 )
 from lightning_init.architecture.names import check_forward, named_tensors, unwrap
-from lightning_init.architecture.operations import CONVOLUTIONS, NORMS, TRANSPOSED
 from lightning_init.architecture.params import Architecture, ParamInfo, Role
 from lightning_init.architecture.provenance import exact_provenance, flags_of
-from lightning_init.architecture.tape import Op, op_traits, trace, usages
+from lightning_init.architecture.reading import Fact, read
+from lightning_init.architecture.tape import trace
 
 
 def analyze(model: nn.Module, forward: Callable[[], object] | None = None) -> Architecture:
@@ -56,15 +55,43 @@ def analyze(model: nn.Module, forward: Callable[[], object] | None = None) -> Ar
     if forward is None or lazy:
         return Architecture(tuple(replace(info, traits=traits) for info in infos.values()))
     check_forward(forward)
-    ops = trace(model, forward)
-    used, num_branches = usages(ops)
-    for op in ops:
-        for position, key in enumerate(op.params):
-            if key in infos and infos[key].role is Role.OTHER:
-                infos[key] = _from_use(infos[key], op, position)
-    traits |= op_traits(ops)
-    params = tuple(replace(info, usage=used.get(key), traits=traits) for key, info in infos.items())
-    return Architecture(params, num_branches, traced=True)
+    reading = read(trace(model, forward))
+    traits |= reading.traits
+    params = tuple(
+        replace(_merged(info, reading.facts.get(key)), traits=traits) for key, info in infos.items()
+    )
+    return Architecture(params, reading.num_branches, traced=True)
+
+
+def _merged(info: ParamInfo, fact: Fact | None) -> ParamInfo:
+    """What the module types and the forward pass say together."""
+    if fact is None:
+        return replace(info, evidence="not used in the forward pass")
+    why = fact.why
+    if info.role is Role.OTHER or _is_other_table(info, fact):
+        info = replace(
+            info,
+            role=fact.role,
+            fan_in=fact.fan_in,
+            fan_out=fact.fan_out,
+            blocks=fact.blocks,
+            axis=fact.axis,
+        )
+    elif info.role is Role.WEIGHT and fact.role is Role.EMBEDDING:
+        info = replace(info, role=Role.EMBEDDING, fan_in=1.0, fan_out=float(info.shape[-1]))
+    else:
+        why = ""
+    if fact.parts and info.role is Role.WEIGHT:
+        info = replace(info, blocks=fact.blocks, fan_out=fact.fan_out, axis=fact.axis)
+    elif info.role is Role.WEIGHT and fact.role is Role.WEIGHT and "Conv1D" in info.layer:
+        info = replace(info, axis=fact.axis)
+    info = replace(info, usage=fact.usage, parts=fact.parts, identity=fact.identity)
+    return replace(info, evidence=evidence(info, why))
+
+
+def _is_other_table(info: ParamInfo, fact: Fact) -> bool:
+    """A table of positions, or one that is used otherwise than by lookup."""
+    return info.role is Role.EMBEDDING and fact.role in (Role.POSITION, Role.OTHER)
 
 
 def _from_modules(model: nn.Module) -> dict[int, ParamInfo]:
@@ -106,29 +133,3 @@ def _suggested_nonlinearities(model: nn.Module) -> dict[int, str]:
         elif any(fact.role is Role.WEIGHT for fact in describe(module).values()):
             waiting = list(module.parameters(recurse=False))
     return suggested
-
-
-def _from_use(info: ParamInfo, op: Op, position: int) -> ParamInfo:
-    """The role of a bare parameter, from the operation that uses it."""
-    shape = info.shape
-    if op.function is F.linear and len(shape) == 2:
-        return replace(info, role=Role.WEIGHT, fan_in=float(shape[1]), fan_out=float(shape[0]))
-    if op.function in CONVOLUTIONS and len(shape) > 2:
-        field = math.prod(shape[2:])
-        one, two = shape[1] * field, shape[0] // op.groups * field
-        into, back = (two, one) if op.function in TRANSPOSED else (one, two)
-        into_step, back_step = (op.stride, 1) if op.function in TRANSPOSED else (1, op.stride)
-        return replace(
-            info,
-            role=Role.WEIGHT,
-            fan_in=into / into_step,
-            fan_out=back / back_step,
-            blocks=op.groups,
-        )
-    if (op.function is F.linear or op.function in CONVOLUTIONS) and len(shape) == 1:
-        return replace(info, role=Role.BIAS)
-    if op.function in NORMS and len(shape) <= 1:
-        return replace(info, role=Role.NORM_SHIFT if position else Role.NORM_SCALE)
-    if op.function is F.embedding and len(shape) == 2:
-        return replace(info, role=Role.EMBEDDING, fan_in=1.0, fan_out=float(shape[1]))
-    return info

@@ -89,7 +89,10 @@ def describe(module: nn.Module) -> dict[str, Described]:
             fan_in = module.in1_features * module.in2_features
             bound = Default("uniform", module.in1_features**-0.5)
             return {
-                "weight": Described(Role.WEIGHT, fan_in, module.out_features, default=bound),
+                # The gradient of the first input sums over the outputs and the second input.
+                "weight": Described(
+                    Role.WEIGHT, fan_in, module.out_features * module.in2_features, default=bound
+                ),
                 "bias": Described(Role.BIAS, fan_in, default=bound),
             }
         case nn.modules.conv._ConvNd():

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_init.architecture.calls import tensors
 from lightning_init.architecture.layers import module_traits
 from lightning_init.architecture.names import named_tensors, unwrap
 from lightning_init.architecture.params import ParamInfo
 from lightning_init.architecture.readings import LayerReading, WeightReading
-from lightning_init.architecture.tape import tensors
 from lightning_init.architecture.watched import repeated_blocks, watched
 
 _ROWS = 16  # a monitored step reads the first 1/16 of the batch, at least that many rows

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_init.architecture.arguments import Range
+from lightning_init.architecture.calls import tensors
 from lightning_init.architecture.names import named_tensors
-from lightning_init.architecture.operations import DROPOUTS, MATRIX
+from lightning_init.architecture.operations import MATRIX, kind
 from lightning_init.architecture.params import ParamInfo, Role
-from lightning_init.architecture.tape import tensors
 from lightning_init.strategies.initializers import ByRole
 from lightning_init.strategies.orthogonal import Orthonormal
 from lightning_init.strategies.plan import Forward, Plan
@@ -48,13 +48,13 @@ class _UnitVariance(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in DROPOUTS:
+        if kind(func) == "dropout":
             return args[0] if args else kwargs["input"]
         if func in _DROPOUT_P:
             at = _DROPOUT_P[func]
             args = (*args[:at], 0.0, *args[at + 1 :]) if len(args) > at else args
             kwargs = {**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs
-        if func not in MATRIX:
+        if kind(func) not in MATRIX:
             return func(*args, **kwargs)
         with torch.no_grad():
             out = self._scaled(func, args, kwargs)

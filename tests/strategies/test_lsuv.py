@@ -7,7 +7,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_init import InitSpec, apply_, calibrate_, initialize_, make_plan
-from lightning_init.architecture.operations import MATRIX
+from lightning_init.architecture.operations import MATRIX, kind
 from lightning_init.strategies.distributions import Calibrated
 from tests.zoo import ZOO, noise
 
@@ -21,7 +21,7 @@ class Outputs(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func in MATRIX:
+        if kind(func) in MATRIX:
             self.stds.append(float(out.detach().double().std(correction=0)))
         return out
 

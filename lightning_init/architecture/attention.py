@@ -1,0 +1,165 @@
+"""Attention: which rows of which layer make query, key and value, and which layer takes the result.
+
+Seen are `scaled_dot_product_attention` and softmax attention written by hand: a product of two
+signals, a softmax, a product with a third signal.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_init.architecture.calls import Op, Signal, Weight
+from lightning_init.architecture.graph import SAME, Graph
+from lightning_init.architecture.operations import (
+    NORMS,
+    PRODUCTS,
+)
+from lightning_init.architecture.params import Part
+
+_ORDER = ("query", "key", "value")
+_ORDER_OF = {"query": 0, "key": 1, "key|value": 1, "value": 2}
+_BEFORE_OUT = (SAME - {"add", "sub", "cat", "stack", "where"}) | NORMS | {"normalize", "silu"}
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """A layer's part in attention.
+
+    Attributes:
+        part: `query`, `key`, `value`, `out`, or several joined by `|` where rows are fused.
+        heads: Heads of that part; of the query if fused.
+        rows: The rows of each part, `()` for a layer of one part.
+    """
+
+    part: str
+    heads: int
+    rows: tuple[Part, ...] = ()
+
+
+def attention(graph: Graph) -> dict[int, Attention]:
+    """The part in attention of each matrix that has one, by the id of its parameter."""
+    rows: dict[int, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    widths: dict[tuple[int, str], int] = {}
+    totals: dict[int, int] = {}
+    outs: dict[int, int] = {}
+    for context, parts in _contexts(graph):
+        for name, (signal, width) in zip(_ORDER, parts, strict=True):
+            for op, row in _rows(graph, signal):
+                matrix = _matrix(op)
+                rows[matrix][row].add(name)
+                widths[matrix, name], totals[matrix] = width, op.seen["rows"]
+        heads = max(1, len(_rows(graph, parts[0][0])) // max(parts[0][1], 1))
+        for layer in graph.onward(context, _BEFORE_OUT):
+            if graph.ops[layer].product is not None:
+                outs.setdefault(_matrix(graph.ops[layer]), heads)
+    found = {
+        matrix: _describe(by_row, totals[matrix], widths, matrix)
+        for matrix, by_row in rows.items()
+        # Signals may attend to themselves without projections.
+        if not any("query" in parts and len(parts) > 1 for parts in by_row.values())
+    }
+    return {matrix: Attention("out", heads) for matrix, heads in outs.items()} | found
+
+
+def _matrix(op: Op) -> int:
+    """The parameter that a weight layer multiplies with."""
+    return next(weight.params[0] for at, weight in op.weights if at == op.matrix)
+
+
+def _contexts(graph: Graph) -> Iterator[tuple[int, list[tuple[Signal | Weight | None, int]]]]:
+    for index, op in enumerate(graph.ops):
+        if op.kind == "scaled_dot_product_attention":
+            yield index, op.seen["parts"]
+        elif "pair" in op.seen:
+            for probabilities, value, width in _sides(op):
+                scores = _scores(graph, probabilities.op)
+                if scores is not None:
+                    meet, last = scores.seen["meet"], scores.seen["width"]
+                    yield index, [(meet[0], last), (meet[1], last), (value, width)]
+                    break
+
+
+def _sides(op: Op) -> Iterator[tuple[Signal, Signal, int]]:
+    left, right = op.seen["pair"]
+    widths = op.seen["widths"]
+    yield left, right, widths[1]
+    yield right, left, widths[0]
+
+
+def _scores(graph: Graph, index: int) -> Op | None:
+    """The product of two signals behind a softmax, which ends at a call; None if there is none."""
+    softmax = None
+    for _ in range(64):
+        op = graph.ops[index]
+        if op.kind == "softmax" and softmax is None:
+            softmax = op
+        elif op.kind in PRODUCTS:
+            return op if softmax is not None and "meet" in op.seen else None
+        elif op.kind not in SAME:
+            return None
+        inputs = graph.signals(index)
+        if len(inputs) > 1:  # a bias that was computed: follow the scores
+            inputs = [s for s in inputs if graph.meets(s)]
+        if not inputs:
+            return None
+        index = inputs[0]
+    return None
+
+
+def _rows(graph: Graph, signal: Signal | Weight | None) -> list[tuple[Op, int]]:
+    if not isinstance(signal, Signal) or signal.rows is None:
+        return []
+    return origins(graph, signal.rows)
+
+
+def origins(graph: Graph, numbers: Tensor) -> list[tuple[Op, int]]:
+    """The weight layers and their rows that a tensor of row numbers speaks of."""
+    layers = [op for op in graph.ops if "rows" in op.seen]
+    starts = [op.base for op in layers]
+    found = []
+    for number in _distinct(numbers):
+        if number >= 0:
+            layer = layers[bisect_right(starts, number) - 1]
+            found.append((layer, number - layer.base))
+    return found
+
+
+def _distinct(rows: Tensor) -> list[int]:
+    """The different numbers; a dimension along which nothing changes is looked at once."""
+    for dim in range(rows.ndim):
+        if rows.stride(dim) == 0 and rows.shape[dim] > 1:
+            rows = rows.narrow(dim, 0, 1)
+    return [int(number) for number in torch.unique(rows)]
+
+
+def _describe(
+    by_row: dict[int, set[str]], total: int, widths: dict[tuple[int, str], int], matrix: int
+) -> Attention:
+    names = {row: "|".join(n for n in _ORDER if n in parts) for row, parts in by_row.items()}
+    line = [names.get(row, "rest") for row in range(total)]
+    parts = tuple(
+        Part(name, ranges([row for row, other in enumerate(line) if other == name]))
+        for name in dict.fromkeys(line)
+    )
+    named = [part for part in parts if part.name != "rest"]
+    first = next((part for part in named if part.name == "query"), named[0])
+    heads = max(1, first.size // max(widths[matrix, first.name.split("|")[0]], 1))
+    joined = "|".join(sorted((part.name for part in named), key=_ORDER_OF.__getitem__))
+    return Attention(joined, heads, parts if len(parts) > 1 else ())
+
+
+def ranges(rows: list[int]) -> tuple[tuple[int, int], ...]:
+    """Ascending numbers as half-open ranges."""
+    found: list[tuple[int, int]] = []
+    for row in rows:
+        if found and found[-1][1] == row:
+            found[-1] = (found[-1][0], row + 1)
+        else:
+            found.append((row, row + 1))
+    return tuple(found)

@@ -1,0 +1,154 @@
+"""The calls of a forward pass as a graph: what comes before what, how deep, what is a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+from lightning_init.architecture.calls import Op
+from lightning_init.architecture.operations import (
+    ARITHMETIC,
+    BOUNDED,
+    CONVERSIONS,
+    LOOKUPS,
+    MOVEMENTS,
+    PRODUCTS,
+)
+
+
+class Graph:
+    """Ancestors as bit sets (bit i: call i), depths, and the ways that values take.
+
+    Attributes:
+        ops: The calls, in execution order.
+        depth: Weight layers on the longest way to and including each call.
+        weights: The weight layers, as a bit set.
+    """
+
+    def __init__(self, ops: list[Op]) -> None:
+        self.ops = ops
+        self.depth: list[int] = []
+        self.weights = 0
+        self._before: list[int] = []
+        learned = 0
+        for index, op in enumerate(ops):
+            mask, depth = 0, 0
+            for source in op.inputs:
+                mask |= self._before[source] | 1 << source
+                depth = max(depth, self.depth[source])
+            self._before.append(mask)
+            layers = op.seen.get("layers", 1) if op.is_weight_layer else 0
+            self.depth.append(depth + layers)
+            self.weights |= int(op.is_weight_layer) << index
+            learned |= int(op.is_weight_layer or op.kind in LOOKUPS) << index
+        self._learned = learned
+
+    def past(self, index: int) -> int:
+        """The call itself and everything before it."""
+        return self._before[index] | 1 << index
+
+    def is_learned(self, index: int) -> bool:
+        """Whether a weight layer or a lookup made the result, or it came from outside unchanged."""
+        return bool(self.past(index) & self._learned)
+
+    def signals(self, index: int) -> list[int]:
+        """The inputs of a call without constants and masks: where its signal comes from."""
+        inputs = list(self.ops[index].inputs)
+        if len(inputs) > 1:
+            learned = [source for source in inputs if self.is_learned(source)]
+            inputs = learned or [s for s in inputs if self.ops[s].kind != "input"] or inputs
+        return inputs
+
+    def values(self, index: int) -> list[int]:
+        """The inputs of a call whose values it passes on: no gates, no attention weights."""
+        op, inputs = self.ops[index], self.signals(index)
+        if op.kind == "scaled_dot_product_attention":
+            value = op.seen["parts"][2][0]
+            return [value.op] if hasattr(value, "op") else []
+        if op.kind in ("mul", "addcmul", "lerp") or op.kind in PRODUCTS:
+            open_ = [source for source in inputs if not self.is_gate(source)]
+            return open_ or inputs
+        return inputs
+
+    def is_gate(self, index: int) -> bool:
+        """Whether a signal is the result of a sigmoid or softmax, at most seen from another side."""
+        for _ in range(32):
+            op = self.ops[index]
+            if op.kind in BOUNDED:
+                return True
+            if (op.kind == "rsub" and op.inputs) or (
+                op.kind in _GATE_KEEPS and op.inputs
+            ):  # 1 - gate
+                index = op.inputs[0]
+            else:
+                return False
+        return False
+
+    @cached_property
+    def reaches_layer(self) -> list[bool]:
+        """Whether a weight layer follows each call."""
+        found = [False] * len(self.ops)
+        for index in range(len(self.ops) - 1, -1, -1):
+            found[index] = any(
+                self.ops[consumer].is_weight_layer or found[consumer]
+                for consumer in self.ops[index].consumers
+            )
+        return found
+
+    @cached_property
+    def _ends_open(self) -> list[bool]:
+        """Whether a call's values reach the end otherwise than as a gate."""
+        found = [False] * len(self.ops)
+        for index in range(len(self.ops) - 1, -1, -1):
+            consumers = self.ops[index].consumers
+            found[index] = not consumers or any(
+                found[consumer] and index in self.values(consumer) for consumer in consumers
+            )
+        return found
+
+    def is_output(self, index: int) -> bool:
+        """Whether a weight layer's values reach the end, and no weight layer follows."""
+        return (
+            self.ops[index].is_weight_layer
+            and not self.reaches_layer[index]
+            and self._ends_open[index]
+        )
+
+    def longest_way(self, start: int, end: int) -> int:
+        """Weight layers on the longest way of values from one call to another."""
+        distance = {start: 0}
+        for index in range(start + 1, end + 1):
+            before = [distance[s] for s in self.values(index) if s in distance]
+            if before:
+                op = self.ops[index]
+                layers = op.seen.get("layers", 1) if op.is_weight_layer else 0
+                distance[index] = max(before) + layers
+        return distance.get(end, 0)
+
+    def onward(self, index: int, through: frozenset[str]) -> Iterator[int]:
+        """The calls that a result reaches through calls of the given kinds, these excluded."""
+        waiting, seen = list(self.ops[index].consumers), set()
+        while waiting:
+            consumer = waiting.pop()
+            if consumer in seen:
+                continue
+            seen.add(consumer)
+            if self.ops[consumer].kind in through and not self.ops[consumer].is_weight_layer:
+                waiting += self.ops[consumer].consumers
+            else:
+                yield consumer
+
+    def meets(self, index: int) -> bool:
+        """Whether a result is a product of two signals, at most scaled, shifted or masked."""
+        for _ in range(32):
+            op = self.ops[index]
+            if op.kind in PRODUCTS:
+                return "meet" in op.seen
+            if op.kind not in SAME or not op.inputs:
+                return False
+            index = self.signals(index)[0]
+        return False
+
+
+SAME = MOVEMENTS | CONVERSIONS | ARITHMETIC | {"dropout"}
+_GATE_KEEPS = MOVEMENTS | CONVERSIONS | {"div", "topk", "dropout", "masked_fill", "where", "sum"}

@@ -1,0 +1,198 @@
+"""From the calls of one forward pass to what each parameter is: its use, role, fans and parts."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+from lightning_init.architecture.attention import Attention, attention, origins, ranges
+from lightning_init.architecture.calls import Op, Weight
+from lightning_init.architecture.graph import Graph
+from lightning_init.architecture.nonlinearity import Nonlinearities
+from lightning_init.architecture.operations import ACTIVATIONS, CONVOLUTIONS, NORMS
+from lightning_init.architecture.params import Part, Role, Usage
+from lightning_init.architecture.residual import Branch, residual_branches
+from lightning_init.architecture.roles import role_of
+
+_MOST_PIECES = 8  # a split into more is a split into heads or positions, not into matrices
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What the calls say of one parameter (see `ParamInfo` for the fields).
+
+    Attributes:
+        why: The role in words, `""` where it is obvious.
+    """
+
+    role: Role
+    usage: Usage
+    fan_in: float = math.nan
+    fan_out: float = math.nan
+    blocks: int = 1
+    axis: int = 0
+    parts: tuple[Part, ...] = ()
+    identity: float = 1.0
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one forward pass showed of a model."""
+
+    facts: dict[int, Fact]
+    num_branches: int
+    traits: frozenset[str]
+
+
+def read(ops: list[Op]) -> Reading:
+    """Read roles, fans and uses off the calls of one forward pass.
+
+    Args:
+        ops: From `tape.trace`.
+
+    Returns:
+        Facts by `id(parameter)`, for the parameters that were used.
+    """
+    graph = Graph(ops)
+    branches = residual_branches(graph)
+    parts_in_attention = attention(graph)
+    functions = Nonlinearities(graph)
+    uses: dict[int, list[tuple[int, int, Weight]]] = defaultdict(list)
+    for index, op in enumerate(ops):
+        for place, weight in op.weights:
+            for parameter in weight.params:
+                uses[parameter].append((index, place, weight))
+    pieces = _pieces(graph)
+    facts = {
+        parameter: _fact(graph, branches, functions, parts_in_attention, pieces, parameter, used)
+        for parameter, used in uses.items()
+    }
+    traits = _traits(graph, functions, bool(parts_in_attention))
+    return Reading(facts, len(branches), traits)
+
+
+def _fact(
+    graph: Graph,
+    branches: list[Branch],
+    functions: Nonlinearities,
+    in_attention: dict[int, Attention],
+    pieces: dict[int, tuple[Part, ...]],
+    parameter: int,
+    used: list[tuple[int, int, Weight]],
+) -> Fact:
+    index, place, weight = used[0]
+    op = graph.ops[index]
+    after = {call for branch in branches for call in branch.after}
+    roles = [role_of(graph, *use, scales=use[0] in after) for use in used]
+    role, why = min(roles, key=lambda pair: _RANK.index(pair[0]))
+    usage = _usage(graph, branches, functions, parameter, used)
+    attends = _attends(in_attention, op, parameter)
+    if attends is not None and role in (Role.WEIGHT, Role.BIAS, Role.OTHER):
+        usage = replace(usage, attention=attends.part, num_heads=attends.heads)
+    fact = Fact(role, usage, why=why)
+    if role is Role.NORM_SCALE:
+        fact = replace(fact, identity=1.0 - weight.plus)
+    if op.product is not None and place == op.matrix and weight.params[0] == parameter:
+        found = op.product
+        stacked = round(1 / op.seen["share"]) if len(weight.shape) > 2 else 1
+        blocks = found.blocks if op.kind in CONVOLUTIONS else found.blocks * stacked
+        axis = op.seen.get("axis", found.axis or 0)
+        fact = replace(fact, fan_in=found.fan_in, fan_out=found.fan_out, blocks=blocks, axis=axis)
+    parts = attends.rows if attends is not None else ()
+    matrix = _matrix(op)
+    if not parts and not usage.is_output and not usage.attention:
+        parts = pieces.get(parameter, pieces.get(matrix, ()) if place != op.matrix else ())
+    if parts:
+        size = sum(part.size for part in parts) / len(parts)
+        fact = replace(fact, parts=parts, blocks=len(parts), fan_out=size)
+    if role in (Role.EMBEDDING, Role.POSITION):
+        fact = replace(
+            fact, fan_in=1.0, fan_out=float(weight.shape[-1]), blocks=1, axis=0, parts=()
+        )
+    return fact if role in _SHAPED else replace(fact, fan_out=math.nan)
+
+
+_SHAPED = (Role.WEIGHT, Role.RECURRENT, Role.EMBEDDING, Role.POSITION)
+_RANK = (
+    *(Role.EMBEDDING, Role.WEIGHT, Role.RECURRENT, Role.NORM_SCALE, Role.NORM_SHIFT),
+    *(Role.BRANCH_SCALE, Role.BIAS, Role.POSITION, Role.OTHER),
+)
+
+
+def _matrix(op: Op) -> int:
+    return next((weight.params[0] for at, weight in op.weights if at == op.matrix), -1)
+
+
+def _attends(found: dict[int, Attention], op: Op, parameter: int) -> Attention | None:
+    """A matrix's part in attention; a bias has that of its matrix."""
+    if parameter in found:
+        return found[parameter]
+    return found.get(_matrix(op)) if op.product is not None else None
+
+
+def _usage(
+    graph: Graph,
+    branches: list[Branch],
+    functions: Nonlinearities,
+    parameter: int,
+    used: list[tuple[int, int, Weight]],
+) -> Usage:
+    index, _, _ = used[0]
+    op, calls = graph.ops[index], {index for index, _, _ in used}
+    depth, last_layer = graph.depth[index], True
+    if op.is_recurrent and op.seen.get("layers", 1) > 1:
+        layers = op.seen["layers"]
+        mine = op.params.index(parameter) * layers // len(op.params)
+        depth, last_layer = depth - layers + mine + 1, mine == layers - 1
+    branch = next(
+        (
+            number
+            for number, found in enumerate(branches)
+            if calls & {*found.ends, *found.after} and last_layer
+        ),
+        -1,
+    )
+    share = sum(graph.ops[index].seen.get("share", 1.0) for index in calls)
+    return Usage(
+        depth=depth,
+        nonlinearity=functions.after(index),
+        ends_branch=branch >= 0,
+        branch=branch,
+        branch_layers=branches[branch].layers if branch >= 0 else 0,
+        num_branches=len(branches),
+        is_output=any(graph.is_output(index) for index in calls) and last_layer,
+        calls=max(1, round(share)),
+    )
+
+
+def _pieces(graph: Graph) -> dict[int, tuple[Part, ...]]:
+    """Matrices whose result is split at once into parts with rows of their own: gates, x|z."""
+    found: dict[int, tuple[Part, ...]] = {}
+    for op in graph.ops:
+        listed = [origins(graph, piece) for piece in op.seen.get("pieces", ())]
+        if not 2 <= len(listed) <= _MOST_PIECES or any(len(rows) < 2 for rows in listed):
+            continue
+        layers = {id(layer): layer for rows in listed for layer, _ in rows}
+        if len(layers) != 1:
+            continue
+        (layer,) = layers.values()
+        numbers = [sorted(row for _, row in rows) for rows in listed]
+        if sorted(row for rows in numbers for row in rows) != list(range(layer.seen["rows"])):
+            continue
+        parts = tuple(Part(str(i), ranges(rows)) for i, rows in enumerate(numbers))
+        found.setdefault(_matrix(layer), parts)
+    return found
+
+
+def _traits(graph: Graph, functions: Nonlinearities, attends: bool) -> frozenset[str]:
+    """Facts of the whole model."""
+    found = set(functions.written)
+    for index, op in enumerate(graph.ops):
+        if op.kind in ACTIVATIONS and index not in functions.inside:
+            found.add(ACTIVATIONS[op.kind])
+        found |= {"norm"} if op.kind in NORMS or op.seen.get("normalized") else set()
+        found |= {"convolution"} if op.kind in CONVOLUTIONS and op.weights else set()
+        found |= {"recurrence"} if op.is_recurrent else set()
+    return frozenset(found | ({"attention"} if attends else set()))

@@ -1,0 +1,121 @@
+"""Residual branches: which layers' results are added to a skip path.
+
+An addition is residual if one side, the skip path, is a tensor S reached unchanged (norms, pools,
+views, factors, an earlier residual sum or one projection layer aside) and the other side was
+computed from S through more weight layers. Gates that multiply the skip path (highway, GRU) make
+a mixture, not a residual sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_init.architecture.graph import Graph
+from lightning_init.architecture.operations import (
+    ACTIVATIONS,
+    ADDITIONS,
+    ARITHMETIC,
+    MERGES,
+    PRODUCTS,
+    TRANSPARENT,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One residual sum.
+
+    Attributes:
+        ends: The weight layers whose results the sum takes, as calls.
+        after: Calls between them and the sum: norms, factors, gates.
+        layers: Weight layers on the longest way along the branch.
+    """
+
+    ends: tuple[int, ...]
+    after: tuple[int, ...]
+    layers: int
+
+
+def residual_branches(graph: Graph) -> list[Branch]:
+    """The residual branches of a forward pass, in execution order.
+
+    Example:
+        >>> import torch
+        >>> from lightning_init.architecture.tape import trace
+        >>> layer = torch.nn.Linear(4, 4)
+        >>> def forward(x=torch.ones(1, 4)):
+        ...     return x + layer(x)
+        >>> len(residual_branches(Graph(trace(layer, forward))))
+        1
+    """
+    found: list[Branch] = []
+    skips: dict[int, int] = {}
+    for index, op in enumerate(graph.ops):
+        if op.kind not in ADDITIONS or len(op.inputs) != 2:
+            continue
+        if op.kind == "sub" and not graph.reaches_layer[index]:
+            continue  # a reconstruction error is no sum of a stream
+        candidates = []
+        one, two = op.inputs
+        for skip, branch in ((one, two), (two, one)):
+            source = _source(graph, skips, skip, graph.past(branch))
+            own = graph.past(branch) & ~graph.past(skip) & graph.weights
+            if source is not None and own.bit_count() > source[1]:
+                candidates.append((source[1], -own.bit_count(), skip, branch, source[0], own))
+        if not candidates:
+            continue
+        _, _, skip, branch, start, own = min(candidates)
+        ends, after = _ends(graph, skips, branch, own)
+        if ends:
+            skips[index] = skip
+            layers = graph.longest_way(start, branch)
+            found.append(Branch(tuple(sorted(ends)), tuple(sorted(after)), layers))
+    return found
+
+
+def _source(graph: Graph, skips: dict[int, int], skip: int, past: int) -> tuple[int, int] | None:
+    """Where a skip path leaves the way of the branch, and the projections on it."""
+    index, layers, bent = skip, 0, False
+    while True:
+        op = graph.ops[index]
+        if past >> index & 1:
+            return index, layers
+        if index in skips:
+            index = skips[index]
+            continue
+        inputs = graph.signals(index)
+        if len(inputs) != 1:
+            return None
+        if op.is_weight_layer:
+            if layers or bent:
+                return None
+            layers = 1
+        elif op.kind in ACTIVATIONS:
+            if layers:
+                return None
+            bent = True
+        elif op.kind not in TRANSPARENT | ARITHMETIC:
+            return None
+        index = inputs[0]
+
+
+def _ends(graph: Graph, skips: dict[int, int], branch: int, own: int) -> tuple[set[int], set[int]]:
+    """The last weight layers of a branch, and the calls behind them."""
+    ends, after, waiting = set(), set(), [branch]
+    while waiting:
+        index = waiting.pop()
+        if index in ends or index in after or index in skips:
+            continue
+        op = graph.ops[index]
+        if op.is_weight_layer:
+            if own >> index & 1:
+                ends.add(index)
+            continue
+        after.add(index)
+        values = [s for s in graph.values(index) if graph.past(s) & own]
+        if len(values) > 1 and op.kind in PRODUCTS:
+            continue  # two signals meet: neither is the branch's result
+        if len(values) > 1 and op.kind not in MERGES | TRANSPARENT | {"mul", "max", "min"}:
+            continue
+        waiting += values
+    return ends, after

@@ -1,0 +1,105 @@
+"""What a parameter is for, from one call that uses it."""
+
+from __future__ import annotations
+
+import math
+
+from lightning_init.architecture.calls import Weight
+from lightning_init.architecture.graph import SAME, Graph
+from lightning_init.architecture.operations import (
+    CONVERSIONS,
+    MOVEMENTS,
+    NORMS,
+)
+from lightning_init.architecture.params import Role
+
+
+def role_of(
+    graph: Graph, index: int, place: int, weight: Weight, *, scales: bool
+) -> tuple[Role, str]:
+    """The role of a parameter in one call, and why in words.
+
+    Args:
+        graph: The calls.
+        index: The call.
+        place: The parameter's place among the call's tensor arguments.
+        weight: The parameter as it was used there.
+        scales: Whether the call lies between a branch's last weight layer and its sum.
+
+    Returns:
+        The role, and what was seen; `""` where the role says it all.
+    """
+    op = graph.ops[index]
+    if op.product is not None:
+        if place == op.matrix:
+            return Role.WEIGHT, ""
+        first = place < op.matrix and op.kind not in ("addmm", "baddbmm", "addbmm")
+        return (Role.OTHER, "a learned input") if first else (Role.BIAS, "")
+    if op.is_recurrent:
+        return Role.WEIGHT if len(weight.shape) > 1 else Role.BIAS, ""
+    if op.kind in NORMS:
+        scale = place == min(at for at, _ in op.weights)
+        return (Role.NORM_SCALE if scale else Role.NORM_SHIFT), ""
+    if "lookup" in op.seen and place == op.weights[0][0]:
+        return _looked_up(graph, index)
+    if op.kind == "mul":
+        if op.seen.get("normalized"):
+            return Role.NORM_SCALE, "scales a normalized signal"
+        if scales:
+            return Role.BRANCH_SCALE, "scales a residual branch"
+        return Role.OTHER, "multiplies a signal"
+    if op.kind in ("add", "sub"):
+        return _added(graph, index, weight)
+    if op.kind in ("cat", "stack", "setitem", "where"):
+        return Role.OTHER, "joins the sequence as a token"
+    if op.kind == "prelu":
+        return Role.OTHER, "slope of PReLU"
+    return Role.OTHER, f"used by {op.kind}"
+
+
+def _looked_up(graph: Graph, index: int) -> tuple[Role, str]:
+    if _joins_scores(graph, index):
+        return Role.OTHER, "bias of attention scores"
+    seen = graph.ops[index].seen["lookup"]
+    if seen["counting"] and not seen["given"]:
+        return Role.POSITION, "looked up by position"
+    return Role.EMBEDDING, ""
+
+
+def _added(graph: Graph, index: int, weight: Weight) -> tuple[Role, str]:
+    op = graph.ops[index]
+    if _joins_scores(graph, index):
+        return Role.OTHER, "bias of attention scores"
+    behind = op.inputs[0] if op.inputs else -1
+    while behind >= 0:
+        before = graph.ops[behind]
+        if before.product is not None and before.out is not None:
+            features = before.out.shape[before.product.feature]
+            if math.prod(weight.shape) in (features, features * before.product.blocks):
+                return Role.BIAS, "added to the result of a layer"
+            break
+        if before.seen.get("normalized") or (before.kind in NORMS and len(before.weights) < 2):
+            return Role.NORM_SHIFT, "shifts a normalized signal"
+        if before.kind not in MOVEMENTS | CONVERSIONS or not before.inputs:
+            break
+        behind = before.inputs[0]
+    if sum(size > 1 for size in weight.shape) > 1:
+        return Role.POSITION, "added at every position"
+    return Role.OTHER, "added to a signal"
+
+
+def _joins_scores(graph: Graph, index: int) -> bool:
+    """Whether a result is added to products of query and key before their softmax."""
+    waiting, seen, joined = [index], set(), False
+    while waiting:
+        call = waiting.pop()
+        if call in seen:
+            continue
+        seen.add(call)
+        op = graph.ops[call]
+        joined |= op.kind == "add" and any(graph.meets(source) for source in op.inputs)
+        if op.kind == "scaled_dot_product_attention" or (joined and op.kind == "softmax"):
+            return True
+        if call == index or (op.kind in SAME and op.product is None):
+            waiting += op.consumers
+    return False

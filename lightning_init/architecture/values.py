@@ -1,0 +1,260 @@
+"""While a forward pass is recorded: what a call's results are, and which rows they carry on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_init.architecture.calls import Call, Op, Signal, Weight
+from lightning_init.architecture.operations import (
+    ADDITIONS,
+    CONVERSIONS,
+    ELEMENTWISE,
+    LAYERS,
+    LOOKUPS,
+    MOVEMENTS,
+    SAME_SHAPE,
+    SPLITS,
+)
+from lightning_init.architecture.products import (
+    argument,
+    operands,
+    owner_of_last,
+    product,
+    shared_width,
+)
+
+
+def derived(name: str, call: Call) -> list[Weight] | None:
+    """The results of a call as weights, None if a signal flows out of it.
+
+    Weights come from parameters and constants alone, by other means than layers: a linear layer
+    on a learned query makes a signal.
+    """
+    weights = [known for known in call.before if isinstance(known, Weight)]
+    data = [known for known in call.before if isinstance(known, Signal) and not _constant(known)]
+    if not weights or data or name in LAYERS | LOOKUPS or _is_lookup(name, call):
+        return None
+    shape = call.results[0].shape
+    sized = [(g.numel(), known) for g, known in zip(call.given, call.before, strict=True)]
+    main = max(
+        ((size, -i) for i, (size, known) in enumerate(sized) if isinstance(known, Weight)),
+    )
+    at = -main[1]
+    first, tensor = call.before[at], call.given[at]
+    assert isinstance(first, Weight)
+    params = tuple(dict.fromkeys((*first.params, *(p for w in weights for p in w.params))))
+    plus = first.plus if name in MOVEMENTS | CONVERSIONS else 0.0
+    if name == "add" and len(call.given) == 1:
+        plus = first.plus + next((float(a) for a in call.args if isinstance(a, (int, float))), 0.0)
+    results: list[tuple[Tensor, ...] | None] = [None] * len(call.results)
+    if name in CONVERSIONS | ELEMENTWISE and tensor.shape == shape:
+        results = [_indices(first, tensor)]
+    elif name in MOVEMENTS and len(call.given) == 1:
+        indices = _indices(first, tensor)
+        moved = [_replay(name, call, {id(tensor): index}) for index in indices or ()]
+        if moved and all(m is not None for m in moved):
+            results = list(zip(*(m for m in moved if m is not None), strict=True))
+        elif indices == ():
+            results = [() for _ in call.results]
+    return [Weight(params, first.shape, indices=found, plus=plus) for found in results]
+
+
+def _constant(signal: Signal) -> bool:
+    return signal.source and not signal.given
+
+
+def _is_lookup(name: str, call: Call) -> bool:
+    """Whether integers choose rows of a parameter: `table[index]`."""
+    if name not in ("getitem", "index_select", "gather", "take_along_dim", "index"):
+        return False
+    return isinstance(call.before[0], Weight) and any(
+        not tensor.is_floating_point() and tensor.dtype != torch.bool and tensor.ndim
+        for tensor in call.given[1:]
+    )
+
+
+def _indices(weight: Weight, tensor: Tensor) -> tuple[Tensor, ...] | None:
+    if not weight.raw:
+        return weight.indices
+    shape = tuple(tensor.shape)
+    return tuple(
+        torch.arange(size).view(-1, *[1] * (len(shape) - dim - 1)).expand(shape)
+        for dim, size in enumerate(shape)
+    )
+
+
+def _replay(name: str, call: Call, stand_ins: dict[int, Tensor]) -> list[Tensor] | None:
+    """The same rearrangement of other tensors of the same shapes, one per result."""
+
+    def swap(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) in stand_ins:
+                return stand_ins[id(value)]
+            floating = value.is_floating_point() or value.is_complex()
+            return torch.full((), -1).expand(value.shape) if floating else value.cpu()
+        if isinstance(value, (list, tuple)):
+            return type(value)(swap(item) for item in value)
+        return value
+
+    function = call.function
+    if name in ("view", "_unsafe_view"):  # numbers are expanded, and a view of them may not exist
+        function = torch.Tensor.reshape
+    try:
+        if name == "getitem":
+            out: Any = swap(call.args[0])[swap(call.args[1])]
+        else:
+            out = function(*swap(call.args), **{key: swap(v) for key, v in call.kwargs.items()})
+    except Exception:
+        return None  # rows that cannot be followed are unknown, nothing else
+    found = [out] if isinstance(out, Tensor) else list(out)
+    fits = len(found) == len(call.results) and all(
+        one.shape == two.shape for one, two in zip(found, call.results, strict=True)
+    )
+    return found if fits else None
+
+
+def observe(op: Op, call: Call) -> None:
+    """Add to a new entry of the tape what only the call's arguments can tell."""
+    name, seen = op.kind, op.seen
+    factors = operands(name, call.args, call.kwargs)
+    if factors is not None:
+        left, right = (call.known(factor) for factor in factors[:2])
+        on_left = isinstance(left, Weight) and not isinstance(right, Weight)
+        weight, tensor = (left, factors[0]) if on_left else (right, factors[1])
+        if isinstance(weight, Weight):
+            op.product = product(name, call.args, call.kwargs, tensor, on_left)
+            op.matrix = next(i for i, given in enumerate(call.given) if given is tensor)
+            seen["share"] = tensor.numel() / max(math.prod(weight.shape), 1)
+            if op.product is not None:
+                _output_rows(op, weight, tensor, call.results[0])
+        elif isinstance(left, Signal) and isinstance(right, Signal):
+            last = owner_of_last(name, call.args)
+            pair = (left, right)
+            seen["meet"] = (pair[1 - last], pair[last])  # the second owns the last dimension
+            seen["width"] = shared_width(name, call.args, call.kwargs)
+            seen["widths"] = (int(factors[0].shape[-1]), int(factors[1].shape[-1]))
+            seen["pair"] = pair
+    elif name == "scaled_dot_product_attention":
+        parts = [
+            argument(call.args, call.kwargs, i, n) for i, n in enumerate(("query", "key", "value"))
+        ]
+        seen["parts"] = [(call.known(part), int(part.shape[-1])) for part in parts]
+    elif name == "softmax":
+        dim = argument(call.args, call.kwargs, 1, "dim")
+        seen["last"] = dim is None or dim in (-1, call.given[0].ndim - 1)
+    elif name in LOOKUPS or _is_lookup(name, call):
+        seen["lookup"] = _positions(call)
+    elif name in RECURRENT_LAYERS:
+        seen["layers"] = next(
+            (a for a in call.args[3:] if isinstance(a, int) and a is not True and a is not False), 1
+        )
+    elif name == "mul" and op.weights and len(call.given) == 2:
+        seen["normalized"] = _is_normalized(op, call)
+
+
+RECURRENT_LAYERS = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+
+
+def _output_rows(op: Op, weight: Weight, tensor: Tensor, out: Tensor) -> None:
+    """Which rows of the parameter make which features of the result."""
+    assert op.product is not None
+    axis, feature = op.product.axis, op.product.feature
+    if axis is None or out.ndim < -feature or out.shape[feature] != tensor.shape[axis]:
+        return
+    count = tensor.shape[axis]
+    if weight.raw:
+        op.seen.update(axis=axis, numbers=torch.arange(count), rows=weight.shape[axis])
+        return
+    if not weight.indices or not tensor.numel():
+        return
+    lines = [
+        index.movedim(axis, 0).flatten(1)[:, 0] if index.ndim > 1 else index
+        for index in weight.indices
+    ]
+    varying = [dim for dim, line in enumerate(lines) if count > 1 and int(line[0]) != int(line[-1])]
+    if len(varying) == 1:
+        dim = varying[0]
+        op.seen.update(axis=dim, numbers=lines[dim], rows=weight.shape[dim])
+
+
+def _positions(call: Call) -> dict[str, Any]:
+    """Of a lookup: whether the indices were given, and whether they count 0, 1, 2, ..."""
+    index = next(
+        (
+            i
+            for i, t in enumerate(call.given)
+            if not t.is_floating_point() and t.dtype != torch.bool
+        ),
+        None,
+    )
+    if index is None:
+        return {"given": True, "counting": False}
+    known, values = call.before[index], call.given[index]
+    steps = values.flatten(0, -2)[:1].flatten() if values.ndim > 1 else values
+    counting = (
+        steps.numel() > 1
+        and not steps.is_meta
+        and bool((steps.diff() == 1).all())
+        and (values.ndim == 1 or bool((values == steps).all()))
+    )
+    return {"given": isinstance(known, Signal) and known.given, "counting": counting}
+
+
+def _is_normalized(op: Op, call: Call) -> bool:
+    """Whether a vector of parameters multiplies a signal of mean square 1 at every position."""
+    place = op.weights[0][0]
+    vector, x = call.given[place], call.given[1 - place]
+    if vector.numel() < 2 or vector.is_meta or x.ndim < vector.ndim or not op.signals:
+        return False
+    shape = (1,) * (x.ndim - vector.ndim) + tuple(vector.shape)
+    dims = [dim for dim, size in enumerate(shape) if size > 1]
+    squares = x.detach().float().square().mean(dims)
+    return bool(((squares - 1).abs() < 0.05).all())
+
+
+def rows_of(op: Op, call: Call) -> list[Tensor | None]:
+    """The row numbers that each result of a call carries on."""
+    unknown: list[Tensor | None] = [None] * len(call.results)
+    if op.product is not None:
+        if "numbers" not in op.seen:
+            return unknown
+        out, feature = call.results[0], op.product.feature
+        numbers = (op.seen["numbers"] + op.base).view(-1, *[1] * (-feature - 1))
+        return [numbers.expand(out.shape)]
+    carried = [
+        (given, known.rows)
+        for given, known in zip(call.given, call.before, strict=True)
+        if isinstance(known, Signal) and known.rows is not None
+    ]
+    if not carried:
+        return unknown
+    if op.kind == "glu":
+        dim = argument(call.args, call.kwargs, 1, "dim")
+        op.seen["pieces"] = list(carried[0][1].chunk(2, -1 if dim is None else dim))
+    if op.kind in MOVEMENTS:
+        found = _replay(op.kind, call, {id(given): rows for given, rows in carried})
+        if found is None:
+            return unknown
+        if op.kind in SPLITS:
+            op.seen["pieces"] = found
+        return list(found)
+    shape = call.results[0].shape
+    if op.kind in SAME_SHAPE and len(call.results) == 1:
+        rows = [rows for given, rows in carried if given.shape == shape]
+        flowing = [s for s in op.signals if not s.source]
+        if rows and (op.kind not in ADDITIONS or _same_rows(rows, len(flowing))):
+            return [rows[0]]
+    return unknown
+
+
+def _same_rows(rows: list[Tensor], signals: int) -> bool:
+    """Whether an addition joins signals of the same rows (rotary embedding), not two layers."""
+    if signals == 1:
+        return True
+    return len(rows) == signals and all(
+        (int(one.min()), int(one.max())) == (int(rows[0].min()), int(rows[0].max())) for one in rows
+    )
