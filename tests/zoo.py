@@ -65,9 +65,11 @@ def _seeded(build: Callable[[], Built]) -> Callable[[], Built]:
 
 
 TRANSFORMERS = frozenset(build.__name__ for build in _TRANSFORMERS)
-BARE = frozenset(  # have parameters that no layer type draws
-    "functional bare weight_normed spectral_normed two_towers cross_attention layer_scale rezero "
-    "rms_norm gemma_norm stacked_experts relative_bias normalized_queries".split()
+# Have parameters that no layer type draws.
+BARE = frozenset(
+    {"functional", "bare", "weight_normed", "spectral_normed", "two_towers", "cross_attention"}
+    | {"layer_scale", "rezero", "rms_norm", "gemma_norm", "stacked_experts", "relative_bias"}
+    | {"normalized_queries"}
 )
 ZOO: dict[str, Callable[..., Built]] = {
     build.__name__: _seeded(build)
