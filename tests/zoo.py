@@ -1,239 +1,55 @@
-"""Small real models, one idea each: `ZOO[name]()` builds a model and a call that runs it once."""
+"""Small real models, one idea each: `ZOO[name]()` builds a model and a call that runs it once.
+
+What an analysis should say of each of them is written down, from reading their code, in
+`tests/truth.py` and the files beside it.
+"""
 
 import warnings
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-Forward = Callable[[], object]
-Built = tuple[nn.Module, Forward]
+from tests import (
+    zoo_attention as attention,
+    zoo_basic as basic,
+    zoo_convolution as convolution,
+    zoo_gates as gates,
+    zoo_sequence as sequence,
+    zoo_transformers as transformers,
+)
+from tests.zoo_basic import Built, Forward, ids, noise
 
+__all__ = ["BARE", "TRANSFORMERS", "ZOO", "Built", "Forward", "ids", "noise"]
 
-def noise(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def ids(*shape: int, below: int = 10) -> Tensor:
-    return torch.randint(0, below, shape, generator=torch.Generator().manual_seed(0))
-
-
-def relu_mlp() -> Built:
-    model = nn.Sequential(
-        nn.Linear(12, 32),
-        nn.ReLU(),
-        nn.Dropout(0.1),
-        nn.Linear(32, 24),
-        nn.ReLU(),
-        nn.Linear(24, 5),
-    )
-    return model, lambda: model(noise(16, 12))
-
-
-def tanh_mlp(depth: int = 12) -> Built:
-    layers: list[nn.Module] = []
-    for _ in range(depth - 1):
-        layers += [nn.Linear(16, 16), nn.Tanh()]
-    model = nn.Sequential(*layers, nn.Linear(16, 3))
-    return model, lambda: model(noise(16, 16))
-
-
-def selu_mlp() -> Built:
-    model = nn.Sequential(nn.Linear(12, 32), nn.SELU(), nn.AlphaDropout(0.1), nn.Linear(32, 5))
-    return model, lambda: model(noise(16, 12))
-
-
-class PlainCNN(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 8, 3, padding=1)
-        self.second = nn.Conv2d(8, 12, 3, stride=2, padding=1)
-        self.head = nn.Linear(12, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.first(x))
-        x = self.second(x).relu()
-        return self.head(x.mean((2, 3)))
-
-
-def plain_cnn() -> Built:
-    model = PlainCNN()
-    return model, lambda: model(noise(4, 3, 8, 8))
-
-
-class ResidualBlock(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(x + self.bn2(self.conv2(y)))
-
-
-class ResidualCNN(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.blocks = nn.Sequential(ResidualBlock(8), ResidualBlock(8), ResidualBlock(8))
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x).relu()).mean((2, 3)))
-
-
-def residual_cnn() -> Built:
-    model = ResidualCNN()
-    return model, lambda: model(noise(4, 3, 8, 8))
-
-
-class LSTMClassifier(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(10, 6)
-        self.lstm = nn.LSTM(6, 8, num_layers=2, batch_first=True)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.lstm(self.table(x))[0][:, -1])
-
-
-def lstm() -> Built:
-    model = LSTMClassifier()
-    return model, lambda: model(ids(4, 7))
-
-
-def encoder() -> Built:
-    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True)
-    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-    return model, lambda: model(noise(4, 6, 16))
-
-
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = nn.MultiheadAttention(width, 2, batch_first=True)
-        self.fc = nn.Linear(width, 4 * width)
-        self.proj = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.ln_1(x)
-        x = x + self.attn(y, y, y, need_weights=False)[0]
-        return x + self.proj(F.gelu(self.fc(self.ln_2(x))))
-
-
-class NanoGPT(nn.Module):
-    def __init__(self, layers: int = 3, width: int = 16) -> None:
-        super().__init__()
-        self.wte, self.wpe = nn.Embedding(11, width), nn.Embedding(8, width)
-        self.h = nn.ModuleList(Block(width) for _ in range(layers))
-        self.ln_f = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 11, bias=False)
-        self.head.weight = self.wte.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
-        for block in self.h:
-            x = block(x)
-        return self.head(self.ln_f(x))
-
-
-def nanogpt() -> Built:
-    model = NanoGPT()
-    return model, lambda: model(ids(4, 8))
-
-
-def depthwise() -> Built:
-    model = nn.Sequential(
-        nn.Conv2d(8, 8, 3, padding=1, groups=8),
-        nn.SiLU(),
-        nn.Conv2d(8, 16, 1),
-        nn.GroupNorm(4, 16),
-        nn.SiLU(),
-        nn.Conv2d(16, 4, 3, groups=4),
-    )
-    return model, lambda: model(noise(4, 8, 8, 8))
-
-
-def generator() -> Built:
-    model = nn.Sequential(
-        nn.ConvTranspose2d(6, 8, 4, stride=2, padding=1),
-        nn.LeakyReLU(0.2),
-        nn.ConvTranspose2d(8, 4, 4, stride=2, padding=1, groups=2),
-        nn.LeakyReLU(0.2),
-        nn.ConvTranspose2d(4, 3, 3, padding=1),
-        nn.Tanh(),
-    )
-    return model, lambda: model(noise(2, 6, 4, 4))
-
-
-class PaddedBag(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(20, 8, padding_idx=3)
-        self.bag = nn.EmbeddingBag(20, 8, padding_idx=0)
-        self.head = nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.table(x).mean(1) + self.bag(x))
-
-
-def padded() -> Built:
-    model = PaddedBag()
-    return model, lambda: model(ids(4, 7))
-
-
-class Functional(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Parameter(0.1 * torch.randn(16, 8))
-        self.shift = nn.Parameter(torch.zeros(16))
-        self.second = nn.Parameter(0.1 * torch.randn(3, 16))
-        self.temperature = nn.Parameter(torch.ones(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(F.linear(x, self.first, self.shift))
-        return F.linear(x, self.second) * self.temperature
-
-
-def functional() -> Built:
-    model = Functional()
-    return model, lambda: model(noise(16, 8))
-
-
-def gpt2() -> Built:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=20, n_positions=8, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
-    )
-    model = GPT2LMHeadModel(config)
-    return model, lambda: model(ids(2, 6)).logits
-
-
-def bert() -> Built:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    config = BertConfig(
-        vocab_size=20,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=8,
-    )
-    model = BertForSequenceClassification(config)
-    return model, lambda: model(ids(2, 6)).logits
-
-
-_BUILDERS: tuple[Callable[[], Built], ...] = (
-    *(relu_mlp, tanh_mlp, selu_mlp, plain_cnn, residual_cnn, lstm, encoder, nanogpt),
-    *(depthwise, generator, padded, functional, gpt2, bert),
+_BASIC = (
+    *(basic.relu_mlp, basic.tanh_mlp, basic.selu_mlp, basic.swiglu, basic.swiglu_fused),
+    *(basic.gated_mlp, basic.residual_mlp, basic.padded, basic.functional, basic.bare),
+    *(basic.weight_normed, basic.spectral_normed, basic.two_towers, basic.denoiser),
+)
+_CONVOLUTION = (
+    *(convolution.plain_cnn, convolution.residual_cnn, convolution.preactivation_cnn),
+    *(convolution.bottleneck_cnn, convolution.depthwise, convolution.inverted_residual),
+    *(convolution.se_resnet, convolution.densenet, convolution.unet_sum),
+    *(convolution.unet_concat, convolution.generator),
+)
+_SEQUENCE = (
+    *(sequence.lstm, sequence.bi_lstm, sequence.gru, sequence.gru_cell, sequence.encoder),
+    *(sequence.norm_first_encoder, sequence.decoder, sequence.cross_attention, sequence.nanogpt),
+)
+_ATTENTION = (
+    *(attention.fused_gpt, attention.handmade_attention, attention.interleaved_attention),
+    *(attention.grouped_attention, attention.parallel_block, attention.layer_scale),
+    *(attention.rezero, attention.shared_block, attention.rms_norm, attention.gemma_norm),
+)
+_GATES = (
+    *(gates.highway, gates.feature_gate, gates.attention_pooling, gates.experts),
+    *(gates.sparse_experts, gates.stacked_experts, gates.relative_bias, gates.normalized_queries),
+)
+_TRANSFORMERS = (
+    *(transformers.gpt2, transformers.bert, transformers.llama, transformers.t5),
+    *(transformers.vit, transformers.convnext, transformers.resnet, transformers.swin),
+    *(transformers.mamba, transformers.whisper, transformers.wav2vec2, transformers.clip),
+    transformers.mobilevit,
 )
 
 
@@ -248,4 +64,14 @@ def _seeded(build: Callable[[], Built]) -> Callable[[], Built]:
     return built
 
 
-ZOO: dict[str, Callable[[], Built]] = {build.__name__: _seeded(build) for build in _BUILDERS}
+TRANSFORMERS = frozenset(build.__name__ for build in _TRANSFORMERS)
+# Have parameters that no layer type draws.
+BARE = frozenset(
+    {"functional", "bare", "weight_normed", "spectral_normed", "two_towers", "cross_attention"}
+    | {"layer_scale", "rezero", "rms_norm", "gemma_norm", "stacked_experts", "relative_bias"}
+    | {"normalized_queries"}
+)
+ZOO: dict[str, Callable[..., Built]] = {
+    build.__name__: _seeded(build)
+    for build in (*_BASIC, *_CONVOLUTION, *_SEQUENCE, *_ATTENTION, *_GATES, *_TRANSFORMERS)
+}
