@@ -56,7 +56,7 @@ def analyze(model: nn.Module, forward: Callable[[], object] | None = None) -> Ar
         return Architecture(tuple(replace(info, traits=traits) for info in infos.values()))
     check_forward(forward)
     reading = read(trace(model, forward))
-    traits |= reading.traits
+    traits = (traits - {"attention"}) | reading.traits  # seen, not guessed from names of classes
     params = tuple(
         replace(_merged(info, reading.facts.get(key)), traits=traits) for key, info in infos.items()
     )

@@ -86,39 +86,44 @@ class Graph:
 
     @cached_property
     def reaches_layer(self) -> list[bool]:
-        """Whether a weight layer follows each call."""
+        """Whether a weight layer follows each call, other than one whose result is only a gate."""
         found = [False] * len(self.ops)
         for index in range(len(self.ops) - 1, -1, -1):
             found[index] = any(
-                self.ops[consumer].is_weight_layer or found[consumer]
+                found[consumer] or (self.ops[consumer].is_weight_layer and self._ends[consumer])
                 for consumer in self.ops[index].consumers
             )
         return found
 
     @cached_property
-    def _ends_open(self) -> list[bool]:
+    def _ends(self) -> list[bool]:
         """Whether a call's values reach the end otherwise than as a gate."""
         found = [False] * len(self.ops)
         for index in range(len(self.ops) - 1, -1, -1):
             consumers = self.ops[index].consumers
             found[index] = not consumers or any(
-                found[consumer] and index in self.values(consumer) for consumer in consumers
+                found[consumer] and (index in self.values(consumer) or self.attends(consumer))
+                for consumer in consumers
             )
         return found
+
+    def attends(self, index: int) -> bool:
+        """Whether signals meet in a call, as query, key and value do."""
+        op = self.ops[index]
+        return op.kind == "scaled_dot_product_attention" or "meet" in op.seen
 
     def is_output(self, index: int) -> bool:
         """Whether a weight layer's values reach the end, and no weight layer follows."""
         return (
-            self.ops[index].is_weight_layer
-            and not self.reaches_layer[index]
-            and self._ends_open[index]
+            self.ops[index].is_weight_layer and not self.reaches_layer[index] and self._ends[index]
         )
 
     def longest_way(self, start: int, end: int) -> int:
-        """Weight layers on the longest way of values from one call to another."""
+        """Weight layers on the longest way from one call to another that is not a gate's."""
         distance = {start: 0}
         for index in range(start + 1, end + 1):
-            before = [distance[s] for s in self.values(index) if s in distance]
+            way = self.signals(index) if self.attends(index) else self.values(index)
+            before = [distance[source] for source in way if source in distance]
             if before:
                 op = self.ops[index]
                 layers = op.seen.get("layers", 1) if op.is_weight_layer else 0

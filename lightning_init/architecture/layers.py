@@ -180,7 +180,8 @@ def module_traits(model: nn.Module) -> frozenset[str]:
         found |= {"convolution"} if isinstance(module, nn.modules.conv._ConvNd) else set()
         found |= {"recurrence"} if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) else set()
         # Norms that libraries write themselves (LlamaRMSNorm, ...) share the ending.
-        found |= {"norm"} if kind.endswith("Norm") or "BatchNorm" in kind else set()
+        named = kind.endswith("Norm") and not kind.startswith("_")  # torch's own _WeightNorm
+        found |= {"norm"} if named or "BatchNorm" in kind else set()
     found |= (
         {"norm"}
         if any(fact.role is Role.NORM_SCALE for fact, _ in describe_model(model).values())

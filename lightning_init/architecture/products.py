@@ -147,6 +147,10 @@ def _einsum(equation: object, left: bool, shape: tuple[int, ...]) -> Product | N
     summed = [letter for letter in sizes if letter not in out]
     features = [letter for letter in sizes if letter in out and letter not in other]
     stacked = [letter for letter in sizes if letter in out and letter in other]
+    if len(features) > 1 and summed:  # (expert, in, out): each expert is a matrix
+        first = min(mine.index(letter) for letter in summed)
+        stacked += [letter for letter in features if mine.index(letter) < first]
+        features = [letter for letter in features if letter not in stacked]
     axis, feature = None, -1
     if len(features) == 1:
         axis = mine.index(features[0])

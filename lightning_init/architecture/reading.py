@@ -85,11 +85,16 @@ def _fact(
     index, place, weight = used[0]
     op = graph.ops[index]
     after = {call for branch in branches for call in branch.after}
-    roles = [role_of(graph, *use, scales=use[0] in after) for use in used]
+    roles = [
+        role_of(graph, *use, main=use[2].params[0] == parameter, scales=use[0] in after)
+        for use in used
+    ]
     role, why = min(roles, key=lambda pair: _RANK.index(pair[0]))
     usage = _usage(graph, branches, functions, parameter, used)
     attends = _attends(in_attention, op, parameter)
-    if attends is not None and role in (Role.WEIGHT, Role.BIAS, Role.OTHER):
+    if role not in (Role.WEIGHT, Role.BIAS):
+        attends = None
+    if attends is not None:
         usage = replace(usage, attention=attends.part, num_heads=attends.heads)
     fact = Fact(role, usage, why=why)
     if role is Role.NORM_SCALE:
@@ -98,8 +103,11 @@ def _fact(
         found = op.product
         stacked = round(1 / op.seen["share"]) if len(weight.shape) > 2 else 1
         blocks = found.blocks if op.kind in CONVOLUTIONS else found.blocks * stacked
+        fan_out = found.fan_out
+        if attends is not None and op.kind not in CONVOLUTIONS:  # (heads, width, head): one matrix
+            blocks, fan_out = 1, fan_out * blocks
         axis = op.seen.get("axis", found.axis or 0)
-        fact = replace(fact, fan_in=found.fan_in, fan_out=found.fan_out, blocks=blocks, axis=axis)
+        fact = replace(fact, fan_in=found.fan_in, fan_out=fan_out, blocks=blocks, axis=axis)
     parts = attends.rows if attends is not None else ()
     matrix = _matrix(op)
     if not parts and not usage.is_output and not usage.attention:
@@ -191,7 +199,7 @@ def _traits(graph: Graph, functions: Nonlinearities, attends: bool) -> frozenset
     found = set(functions.written)
     for index, op in enumerate(graph.ops):
         if op.kind in ACTIVATIONS and index not in functions.inside:
-            found.add(ACTIVATIONS[op.kind])
+            found |= {ACTIVATIONS[op.kind]} if graph.is_learned(index) else set()
         found |= {"norm"} if op.kind in NORMS or op.seen.get("normalized") else set()
         found |= {"convolution"} if op.kind in CONVOLUTIONS and op.weights else set()
         found |= {"recurrence"} if op.is_recurrent else set()

@@ -15,7 +15,7 @@ from lightning_init.architecture.params import Role
 
 
 def role_of(
-    graph: Graph, index: int, place: int, weight: Weight, *, scales: bool
+    graph: Graph, index: int, place: int, weight: Weight, *, main: bool, scales: bool
 ) -> tuple[Role, str]:
     """The role of a parameter in one call, and why in words.
 
@@ -24,12 +24,15 @@ def role_of(
         index: The call.
         place: The parameter's place among the call's tensor arguments.
         weight: The parameter as it was used there.
+        main: Whether the weight mainly consists of this parameter.
         scales: Whether the call lies between a branch's last weight layer and its sum.
 
     Returns:
         The role, and what was seen; `""` where the role says it all.
     """
     op = graph.ops[index]
+    if not main:
+        return Role.OTHER, "computes a weight together with others"
     if op.product is not None:
         if place == op.matrix:
             return Role.WEIGHT, ""
@@ -54,6 +57,8 @@ def role_of(
         return Role.OTHER, "joins the sequence as a token"
     if op.kind == "prelu":
         return Role.OTHER, "slope of PReLU"
+    if op.kind in ("div", "rtruediv", "pow"):
+        return Role.OTHER, "scales a signal"
     return Role.OTHER, f"used by {op.kind}"
 
 
