@@ -50,11 +50,13 @@ def attention(graph: Graph) -> dict[int, Attention]:
     outs: dict[int, int] = {}
     for context, parts in _contexts(graph):
         for name, (signal, width) in zip(_ORDER, parts, strict=True):
-            for op, row in _rows(graph, signal):
+            for op, numbers in _rows(graph, signal):
                 matrix = _matrix(op)
-                rows[matrix][row].add(name)
+                for row in numbers:
+                    rows[matrix][row].add(name)
                 widths[matrix, name], totals[matrix] = width, op.seen["rows"]
-        heads = max(1, len(_rows(graph, parts[0][0])) // max(parts[0][1], 1))
+        features = sum(len(numbers) for _, numbers in _rows(graph, parts[0][0]))
+        heads = max(1, features // max(parts[0][1], 1))
         for layer in graph.onward(context, _BEFORE_OUT):
             if graph.ops[layer].product is not None:
                 outs.setdefault(_matrix(graph.ops[layer]), heads)
@@ -112,22 +114,21 @@ def _scores(graph: Graph, index: int) -> Op | None:
     return None
 
 
-def _rows(graph: Graph, signal: Signal | Weight | None) -> list[tuple[Op, int]]:
+def _rows(graph: Graph, signal: Signal | Weight | None) -> list[tuple[Op, list[int]]]:
     if not isinstance(signal, Signal) or signal.rows is None:
         return []
     return origins(graph, signal.rows)
 
 
-def origins(graph: Graph, numbers: Tensor) -> list[tuple[Op, int]]:
-    """The weight layers and their rows that a tensor of row numbers speaks of."""
-    layers = [op for op in graph.ops if "rows" in op.seen]
-    starts = [op.base for op in layers]
-    found = []
+def origins(graph: Graph, numbers: Tensor) -> list[tuple[Op, list[int]]]:
+    """The weight layers that a tensor of row numbers speaks of, and their rows, ascending."""
+    layers, starts = graph.numbered
+    found: dict[int, list[int]] = defaultdict(list)
     for number in _distinct(numbers):
         if number >= 0:
-            layer = layers[bisect_right(starts, number) - 1]
-            found.append((layer, number - layer.base))
-    return found
+            at = bisect_right(starts, number) - 1
+            found[at].append(number - starts[at])
+    return [(layers[at], rows) for at, rows in found.items()]
 
 
 def _distinct(rows: Tensor) -> list[int]:
@@ -135,7 +136,8 @@ def _distinct(rows: Tensor) -> list[int]:
     for dim in range(rows.ndim):
         if rows.stride(dim) == 0 and rows.shape[dim] > 1:
             rows = rows.narrow(dim, 0, 1)
-    return [int(number) for number in torch.unique(rows)]
+    numbers: list[int] = torch.unique(rows).tolist()
+    return numbers
 
 
 def _describe(

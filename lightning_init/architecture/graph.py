@@ -107,6 +107,12 @@ class Graph:
             )
         return found
 
+    @cached_property
+    def numbered(self) -> tuple[list[Op], list[int]]:
+        """The weight layers whose rows are numbered, and their first numbers."""
+        layers = [op for op in self.ops if "rows" in op.seen]
+        return layers, [op.base for op in layers]
+
     def attends(self, index: int) -> bool:
         """Whether signals meet in a call, as query, key and value do."""
         op = self.ops[index]

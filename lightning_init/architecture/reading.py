@@ -180,13 +180,12 @@ def _pieces(graph: Graph) -> dict[int, tuple[Part, ...]]:
     found: dict[int, tuple[Part, ...]] = {}
     for op in graph.ops:
         listed = [origins(graph, piece) for piece in op.seen.get("pieces", ())]
-        if not 2 <= len(listed) <= _MOST_PIECES or any(len(rows) < 2 for rows in listed):
+        if not 2 <= len(listed) <= _MOST_PIECES or any(len(layers) != 1 for layers in listed):
             continue
-        layers = {id(layer): layer for rows in listed for layer, _ in rows}
-        if len(layers) != 1:
+        layer = listed[0][0][0]
+        if any(other is not layer or len(rows) < 2 for ((other, rows),) in listed):
             continue
-        (layer,) = layers.values()
-        numbers = [sorted(row for _, row in rows) for rows in listed]
+        numbers = [rows for ((_, rows),) in listed]
         if sorted(row for rows in numbers for row in rows) != list(range(layer.seen["rows"])):
             continue
         parts = tuple(Part(str(i), ranges(rows)) for i, rows in enumerate(numbers))

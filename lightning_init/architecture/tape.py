@@ -42,14 +42,14 @@ class Tape(TorchFunctionMode):
     Attributes:
         ops: The calls in execution order.
         inside: Whether the model has been entered; what is made before belongs to the batch.
-        running: The call in progress, `""` between calls: where a forward pass failed.
+        failed: The last call that raised an error, and the error.
     """
 
     def __init__(self, parameters: Iterable[Tensor], constants: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.ops: list[Op] = []
         self.inside = False
-        self.running = ""
+        self.failed: tuple[str, Exception] | None = None
         self._known: dict[int, Weight | Signal] = {}
         self._places: dict[tuple[int, torch.Size], Weight | Signal] = {}
         self._constants = {id(tensor) for tensor in constants}
@@ -73,9 +73,11 @@ class Tape(TorchFunctionMode):
                 return OPENED[func](*args, **kwargs)
         given = list(tensors((args, kwargs)))
         before = [self._look_up(tensor) for tensor in given]
-        self.running = kind(func)
-        out = func(*args, **kwargs)
-        self.running = ""
+        try:
+            out = func(*args, **kwargs)
+        except Exception as error:
+            self.failed = (kind(func), error)
+            raise
         results = list(tensors(args[0] if kind(func) == "setitem" else out))
         if results:
             self._alive += results
@@ -166,6 +168,11 @@ def trace(model: nn.Module, forward: Callable[[], object]) -> list[Op]:
         >>> [op.kind for op in ops if op.inputs]
         ['linear', 'tanh']
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ForwardError(
+            "a TorchScript module does not show its calls: analyze the model before it is "
+            "scripted, or leave `forward` out"
+        )
     tape = Tape(model.parameters(), _constants(model))
     names = {id(module): name for name, module in model.named_modules()}
     within: list[nn.Module] = []
@@ -186,11 +193,10 @@ def trace(model: nn.Module, forward: Callable[[], object]) -> list[Op]:
         with preserved(model), _eager(), tape:
             forward()
     except Exception as error:
-        place = f"{names[id(within[-1])] or 'the model'} ({type(within[-1]).__name__})" * bool(
-            within
-        )
-        at = f" in {place}" if place else ""
-        call = f", at {tape.running}" if tape.running else ""
+        at = ""
+        if within:
+            at = f" in {names[id(within[-1])] or 'the model'} ({type(within[-1]).__name__})"
+        call = f", at {tape.failed[0]}" if tape.failed and tape.failed[1] is error else ""
         raise ForwardError(
             f"the forward pass failed{at}{call}: {type(error).__name__}: {error}. Pass a call that "
             "runs this very model once on a batch that fits it, e.g. forward=lambda: model(batch); "
