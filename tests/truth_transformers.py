@@ -120,8 +120,8 @@ LANGUAGE = {
         }
         | LAYERS,
         branches=each("backbone.layers.{}.mixer.out_proj.weight", times=(0, 1)),
-        # in_proj, conv1d, out_proj: x_proj and dt_proj make steps, B and C, which multiply
-        branch_layers=(3, 3),
+        # in_proj, conv1d, x_proj, dt_proj (the step sizes, which no sigmoid bounds), out_proj
+        branch_layers=(5, 5),
         nonlinearity={
             "*in_proj.weight": "silu",  # half of it gates, through SiLU
             "*conv1d.weight": "silu",

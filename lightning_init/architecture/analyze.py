@@ -85,7 +85,10 @@ def _merged(info: ParamInfo, fact: Fact | None) -> ParamInfo:
         info = replace(info, blocks=fact.blocks, fan_out=fact.fan_out, axis=fact.axis)
     elif info.role is Role.WEIGHT and fact.role is Role.WEIGHT and "Conv1D" in info.layer:
         info = replace(info, axis=fact.axis)
-    info = replace(info, usage=fact.usage, parts=fact.parts, identity=fact.identity)
+    usage = fact.usage
+    if info.layer == "LSTM" and "weight_hr_" in info.name:  # projects what has passed the tanh
+        usage = replace(usage, nonlinearity="linear")
+    info = replace(info, usage=usage, parts=fact.parts, identity=fact.identity)
     return replace(info, evidence=evidence(info, why))
 
 

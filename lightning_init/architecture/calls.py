@@ -48,6 +48,11 @@ class Signal:
     given: bool = False
     source: bool = False
 
+    @property
+    def constant(self) -> bool:
+        """Whether it is a buffer, or was made inside the model from nothing but constants."""
+        return self.source and not self.given
+
 
 class Call(NamedTuple):
     """A call while it is being recorded."""

@@ -63,8 +63,13 @@ class Nonlinearities:
         for consumer in consumers:
             if name := ACTIVATIONS.get(graph.ops[consumer].kind):
                 return name
-        follow = {self._through(index, consumer) for consumer in consumers}
+        # Beside the way of its own, a stream is also added to: that is no function of it.
+        ways = [c for c in consumers if not self._is_sum(c)]
+        follow = {self._through(index, consumer) for consumer in ways}
         return follow.pop() if len(follow) == 1 else "linear"
+
+    def _is_sum(self, index: int) -> bool:
+        return self._graph.ops[index].kind in ADDITIONS and len(self._graph.signals(index)) > 1
 
     def _through(self, index: int, consumer: int) -> str:
         op = self._graph.ops[consumer]

@@ -114,7 +114,8 @@ def _fact(
         parts = pieces.get(parameter, pieces.get(matrix, ()) if place != op.matrix else ())
     if parts:
         size = sum(part.size for part in parts) / len(parts)
-        fact = replace(fact, parts=parts, blocks=len(parts), fan_out=size)
+        row = fact.fan_out / len(op.seen["numbers"]) if "numbers" in op.seen else 1.0
+        fact = replace(fact, parts=parts, blocks=len(parts), fan_out=size * row)
     if role in (Role.EMBEDDING, Role.POSITION):
         fact = replace(
             fact, fan_in=1.0, fan_out=float(weight.shape[-1]), blocks=1, axis=0, parts=()

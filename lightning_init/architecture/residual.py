@@ -35,6 +35,14 @@ class Branch:
     after: tuple[int, ...]
     layers: int
 
+    def __or__(self, other: Branch) -> Branch:
+        """Two ways from one place of the stream to another, as one branch."""
+        return Branch(
+            (*self.ends, *other.ends),
+            (*self.after, *other.after),
+            max(self.layers, other.layers),
+        )
+
 
 def residual_branches(graph: Graph) -> list[Branch]:
     """The residual branches of a forward pass, in execution order.
@@ -50,6 +58,7 @@ def residual_branches(graph: Graph) -> list[Branch]:
     """
     found: list[Branch] = []
     skips: dict[int, int] = {}
+    sums: dict[int, int] = {}
     for index, op in enumerate(graph.ops):
         if op.kind not in ADDITIONS or len(op.inputs) != 2:
             continue
@@ -61,26 +70,40 @@ def residual_branches(graph: Graph) -> list[Branch]:
             source = _source(graph, skips, skip, graph.past(branch))
             own = graph.past(branch) & ~graph.past(skip) & graph.weights
             if source is not None and own.bit_count() > source[1]:
-                candidates.append((source[1], -own.bit_count(), skip, branch, source[0], own))
+                start, layers, beside = source
+                candidates.append((layers, -own.bit_count(), skip, branch, start, beside, own))
         if not candidates:
             continue
-        _, _, skip, branch, start, own = min(candidates)
+        _, _, skip, branch, start, beside, own = min(candidates)
         ends, after = _ends(graph, skips, branch, own)
         if ends:
             skips[index] = skip
-            layers = graph.longest_way(start, branch)
-            found.append(Branch(tuple(sorted(ends)), tuple(sorted(after)), layers))
+            new = Branch(tuple(ends), tuple(after), graph.longest_way(start, branch))
+            # x + attention(x) + mlp(x): both leave the stream at the same place.
+            earlier = sums.get(beside, -1)
+            if earlier >= 0:
+                found[earlier] = found[earlier] | new
+            sums[index] = earlier if earlier >= 0 else len(found)
+            found += [new] if earlier < 0 else []
     return found
 
 
-def _source(graph: Graph, skips: dict[int, int], skip: int, past: int) -> tuple[int, int] | None:
-    """Where a skip path leaves the way of the branch, and the projections on it."""
-    index, layers, bent = skip, 0, False
+def _source(
+    graph: Graph, skips: dict[int, int], skip: int, past: int
+) -> tuple[int, int, int] | None:
+    """Where a skip path leaves the way of the branch.
+
+    Returns:
+        That call, the projections on the skip path, and the last residual sum on it (-1: none);
+        None if it is no skip path.
+    """
+    index, layers, bent, beside = skip, 0, False, -1
     while True:
         op = graph.ops[index]
         if past >> index & 1:
-            return index, layers
+            return index, layers, beside
         if index in skips:
+            beside = index
             index = skips[index]
             continue
         inputs = graph.signals(index)

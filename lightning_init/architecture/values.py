@@ -35,7 +35,7 @@ def derived(name: str, call: Call) -> list[Weight] | None:
     on a learned query makes a signal.
     """
     weights = [known for known in call.before if isinstance(known, Weight)]
-    data = [known for known in call.before if isinstance(known, Signal) and not _constant(known)]
+    data = [known for known in call.before if isinstance(known, Signal) and not known.constant]
     if not weights or data or name in LAYERS | LOOKUPS or _is_lookup(name, call):
         return None
     shape = call.results[0].shape
@@ -61,10 +61,6 @@ def derived(name: str, call: Call) -> list[Weight] | None:
         elif indices == ():
             results = [() for _ in call.results]
     return [Weight(params, first.shape, indices=found, plus=plus) for found in results]
-
-
-def _constant(signal: Signal) -> bool:
-    return signal.source and not signal.given
 
 
 def _is_lookup(name: str, call: Call) -> bool:
@@ -207,7 +203,8 @@ def _positions(call: Call) -> dict[str, Any]:
 def _is_normalized(op: Op, call: Call) -> bool:
     """Whether a vector of parameters multiplies a signal of mean square 1 at every position.
 
-    Less than 1 where the norm's epsilon outweighs the signal, as in padding: at most at half.
+    It is (n - 1) / n after a division by the unbiased std, and less where the norm's epsilon
+    outweighs the signal, as in padding: at most at half of the positions.
     """
     place = op.weights[0][0]
     vector, x = call.given[place], call.given[1 - place]
@@ -216,7 +213,8 @@ def _is_normalized(op: Op, call: Call) -> bool:
     shape = (1,) * (x.ndim - vector.ndim) + tuple(vector.shape)
     dims = [dim for dim, size in enumerate(shape) if size > 1]
     squares = x.detach().float().square().mean(dims)
-    return bool(squares.numel() and squares.max() < 1.05 and squares.median() > 0.95)
+    least = 0.95 * (1 - 1 / vector.numel())
+    return bool(squares.numel() and squares.max() < 1.05 and squares.median() > least)
 
 
 def rows_of(op: Op, call: Call) -> list[Tensor | None]:

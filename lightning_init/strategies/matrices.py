@@ -17,13 +17,14 @@ class Orthogonal:
     """`gain` times a matrix with orthonormal rows or columns, Haar distributed.
 
     A tensor is seen as `blocks` matrices stacked along dim 0, the other dims flattened; each is
-    drawn on its own. The QR decomposition runs on one thread, since its last bits depend on the
+    drawn on its own. Where the outputs lie along another dim, the blocks are the leading ones. The QR decomposition runs on one thread, since its last bits depend on the
     number of threads.
 
     Args:
         shape: Shape of the tensor; at least 2 dimensions.
         gain: Every singular value, at least 0.
         blocks: Independent matrices along dim 0; divides `shape[0]`.
+        axis: The dimension of output features.
 
     References:
         Saxe, McClelland & Ganguli (2013), https://arxiv.org/abs/1312.6120;
@@ -38,6 +39,7 @@ class Orthogonal:
     shape: tuple[int, ...]
     gain: float = 1.0
     blocks: int = 1
+    axis: int = 0
     reason: str = reason_field()
 
     def __post_init__(self) -> None:
@@ -54,6 +56,9 @@ class Orthogonal:
 
     @property
     def _matrix(self) -> tuple[int, int]:
+        if self.axis and len(self.shape) > 2:
+            rows = self.shape[self.axis]
+            return rows, math.prod(self.shape) // self.blocks // max(rows, 1)
         return self.shape[0] // self.blocks, math.prod(self.shape[1:])
 
     @property
@@ -77,7 +82,14 @@ class Orthogonal:
             blocks = [_haar(rows, columns, generator) for _ in range(self.blocks)]
         finally:
             torch.set_num_threads(threads)
-        return torch.cat(blocks).mul_(self.gain).reshape(shape)
+        drawn = torch.cat(blocks).mul_(self.gain)
+        if not self.axis or len(shape) < 3:
+            return drawn.reshape(shape)
+        # (blocks, rows, the other dims): the rows go where the outputs lie
+        others = [size for dim, size in enumerate(shape) if dim != self.axis]
+        lead = 1 if self.blocks > 1 else 0
+        drawn = drawn.reshape(*others[:lead], shape[self.axis], *others[lead:])
+        return drawn.movedim(lead, self.axis).contiguous()
 
     def scaled(self, factor: float) -> Self:
         """The same with its gain multiplied by `factor`."""

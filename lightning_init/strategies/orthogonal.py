@@ -26,7 +26,7 @@ class Orthonormal:
         if len(info.shape) < 2:  # a weight that is a vector has nothing to be orthogonal to
             return Normal(self.gain / max(info.fan_in, 1.0) ** 0.5, reason=f"{self.name}: a vector")
         reason = f"{self.name}, {info.blocks} blocks" if info.blocks > 1 else self.name
-        return Orthogonal(info.shape, self.gain, info.blocks, reason=reason)
+        return Orthogonal(info.shape, self.gain, info.blocks, info.axis, reason=reason)
 
 
 @strategy

@@ -13,6 +13,7 @@ from lightning_init.architecture.params import Architecture, ParamInfo
 from lightning_init.architecture.provenance import examine
 from lightning_init.strategies.distributions import Distribution, Keep
 from lightning_init.strategies.initializers import Initializer, Overridden, Scaled, matches
+from lightning_init.strategies.parts import decide
 from lightning_init.strategies.plan import TRAINED, Forward, Plan, PlanEntry
 from lightning_init.strategies.registry import Strategy, get
 from lightning_init.strategies.spec import InitSpec
@@ -115,7 +116,7 @@ def _decide(
                 return Keep(flag)
         if info.provenance == "pretrained":
             return Keep(TRAINED)
-    distribution = initializer(info)
+    distribution = decide(initializer, info)
     if not isinstance(distribution, Distribution):
         raise TypeError(
             f"the initializer must return a Distribution, but for {info.name} gave {distribution!r}"
