@@ -17,6 +17,7 @@ from lightning_init.architecture.operations import (
     ACTIVATIONS,
     ADDITIONS,
     ELEMENTWISE,
+    SPLITS,
     TRANSPARENT,
 )
 
@@ -33,14 +34,20 @@ _NAMED: dict[str, Callable[[Tensor], Tensor]] = {
     "sin": torch.sin,
 }
 _TOLERANCE = 0.05  # of the function's rms: GELU's formulas agree within 1 %, silu is 20 % away
+_REDUCTIONS = frozenset({"mean", "var", "std", "var_mean", "std_mean", "sum", "norm", "square"})
 _BENT = frozenset({"erf", "exp", "where", "masked_fill", "clamp", "sqrt", "abs"})
 
 
 class Nonlinearities:
-    """Looks up what follows each call of a graph."""
+    """Looks up what follows each call of a graph.
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+    Args:
+        graph: The calls.
+        sums: Additions to a skip path: what follows them is no function of the layer.
+    """
+
+    def __init__(self, graph: Graph, sums: frozenset[int]) -> None:
+        self._graph, self._sums = graph, sums
         self._found: dict[int, str] = {}
         self.written: set[str] = set()  # functions that are written out,
         self.inside: set[int] = set()  # and the calls that they consist of
@@ -63,20 +70,22 @@ class Nonlinearities:
         for consumer in consumers:
             if name := ACTIVATIONS.get(graph.ops[consumer].kind):
                 return name
+        norm = self._own_norm(index)
+        if norm is not None:
+            return self.after(norm)
         # Beside the way of its own, a stream is also added to: that is no function of it.
-        ways = [c for c in consumers if not self._is_sum(c)]
+        ways = [c for c in consumers if c not in self._sums]
         follow = {self._through(index, consumer) for consumer in ways}
+        if ways and all(graph.ops[c].kind in SPLITS for c in ways):
+            follow = (follow - {"linear"}) or follow  # a gate in one half speaks for the layer
         return follow.pop() if len(follow) == 1 else "linear"
-
-    def _is_sum(self, index: int) -> bool:
-        return self._graph.ops[index].kind in ADDITIONS and len(self._graph.signals(index)) > 1
 
     def _through(self, index: int, consumer: int) -> str:
         op = self._graph.ops[consumer]
         alone = self._graph.signals(consumer) == [index]
         if op.is_weight_layer or op.kind not in TRANSPARENT | {"mul", "div"} | ADDITIONS:
             return "linear"
-        if op.kind in ("mul", "div", *ADDITIONS) and not alone:
+        if op.kind in ("mul", "div") and not alone:
             return "linear"
         return self.after(consumer)
 
@@ -104,15 +113,24 @@ class Nonlinearities:
                     return name
         return None
 
-    def _cone(self, index: int) -> list[int]:
-        """The elementwise calls that depend on one signal alone."""
+    def _own_norm(self, index: int) -> int | None:
+        """The scaling at the end of a norm that is written out, if one follows."""
+        cone = self._cone(index, (ELEMENTWISE - frozenset(ACTIVATIONS)) | _REDUCTIONS)
+        for call in sorted({c for i in (index, *cone) for c in self._graph.ops[i].consumers}):
+            op = self._graph.ops[call]
+            if op.seen.get("normalized") and all(source in cone for source in op.inputs):
+                return call
+        return None
+
+    def _cone(self, index: int, kinds: frozenset[str] = ELEMENTWISE) -> list[int]:
+        """The calls of some kinds that depend on one signal alone."""
         graph, cone = self._graph, [index]
         inside = {index}
         waiting = sorted(graph.ops[index].consumers)
         while waiting and len(cone) < 32:
             call = waiting.pop(0)
             op = graph.ops[call]
-            if call in inside or op.kind not in ELEMENTWISE or op.weights:
+            if call in inside or op.kind not in kinds or op.weights:
                 continue
             if all(s in inside or graph.ops[s].kind == "input" for s in op.inputs):
                 inside.add(call)

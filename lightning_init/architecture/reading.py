@@ -58,7 +58,7 @@ def read(ops: list[Op]) -> Reading:
     graph = Graph(ops)
     branches = residual_branches(graph)
     parts_in_attention = attention(graph)
-    functions = Nonlinearities(graph)
+    functions = Nonlinearities(graph, frozenset(call for b in branches for call in b.sums))
     uses: dict[int, list[tuple[int, int, Weight]]] = defaultdict(list)
     for index, op in enumerate(ops):
         for place, weight in op.weights:

@@ -29,11 +29,13 @@ class Branch:
         ends: The weight layers whose results the sum takes, as calls.
         after: Calls between them and the sum: norms, factors, gates.
         layers: Weight layers on the longest way along the branch.
+        sums: The additions to the skip path.
     """
 
     ends: tuple[int, ...]
     after: tuple[int, ...]
     layers: int
+    sums: tuple[int, ...]
 
     def __or__(self, other: Branch) -> Branch:
         """Two ways from one place of the stream to another, as one branch."""
@@ -41,6 +43,7 @@ class Branch:
             (*self.ends, *other.ends),
             (*self.after, *other.after),
             max(self.layers, other.layers),
+            (*self.sums, *other.sums),
         )
 
 
@@ -78,7 +81,7 @@ def residual_branches(graph: Graph) -> list[Branch]:
         ends, after = _ends(graph, skips, branch, own)
         if ends:
             skips[index] = skip
-            new = Branch(tuple(ends), tuple(after), graph.longest_way(start, branch))
+            new = Branch(tuple(ends), tuple(after), graph.longest_way(start, branch), (index,))
             # x + attention(x) + mlp(x): both leave the stream at the same place.
             earlier = sums.get(beside, -1)
             if earlier >= 0:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from lightning_init.architecture.operations import (
     CONVERSIONS,
     FRESH,
     MOVEMENTS,
+    SPLITS,
     Function,
     in_place,
     kind,
@@ -103,7 +105,6 @@ class Tape(TorchFunctionMode):
             return weights
         if all(isinstance(known, Signal) and known.constant for known in call.before):
             return [self._source(given=False) for _ in call.results]
-        at = len(self.ops)
         signals = tuple(known for known in call.before if isinstance(known, Signal))
         op = Op(
             name,
@@ -116,10 +117,20 @@ class Tape(TorchFunctionMode):
         observe(op, call)
         rows = rows_of(op, call)
         self._rows += op.seen.get("rows", 0)
+        if name not in SPLITS:
+            at = self._append(op)
+            return [Signal(at, labels) for labels in rows]
+        # The pieces go their own ways: each is a call of its own.
+        pieces = (replace(op, out=out, consumers=[]) for out in call.results)
+        return [
+            Signal(self._append(piece), labels) for piece, labels in zip(pieces, rows, strict=True)
+        ]
+
+    def _append(self, op: Op) -> int:
         for source in op.inputs:
-            self.ops[source].consumers.append(at)
+            self.ops[source].consumers.append(len(self.ops))
         self.ops.append(op)
-        return [Signal(at, labels) for labels in rows]
+        return len(self.ops) - 1
 
     def _remember(self, tensor: Tensor, known: Weight | Signal) -> None:
         self._known[id(tensor)] = known
