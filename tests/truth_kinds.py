@@ -21,7 +21,7 @@ Every truth is written from reading the model's code. The conventions:
 - attention: `part/heads`, everything else has no part. `out` is the first weight layer after the
   context. For fused matrices, `parts` gives the rows of each part along the stacked axis.
 - nonlinearity: what follows a matrix's output elementwise, through norms, dropout, pooling, views,
-  concatenation, scaling; a sum with a skip ends the search. Unlisted matrices are linear. If some
+  concatenation, scaling, sums of equal paths; a sum with a skip ends the search. Unlisted matrices are linear. If some
   of several readers see it through an activation and none reads it as it is, that activation:
   the stem of a pre-activation net is followed by ReLU. A PReLU is a `leaky_relu`, a quick GELU a
   `gelu`, a gated unit takes the gate's activation if fused. The projection of an LSTM is linear.
