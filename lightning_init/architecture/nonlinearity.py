@@ -100,18 +100,22 @@ class Nonlinearities:
         # One call of a named function needs no reading of values.
         if not bent or all(c not in cone for i in bent for c in graph.ops[i].consumers):
             return None
-        for exit_ in cone:
-            op = graph.ops[exit_]
-            y = op.out
-            if op.kind in ACTIVATIONS or y is None or y.shape != x.shape:
+        found = [(1.0, 0, "")]
+        behind = set(bent)
+        for call in cone:  # in execution order
+            op, y = graph.ops[call], graph.ops[call].out
+            if call not in behind and not behind & set(op.inputs):
                 continue
-            if not op.consumers or any(c not in cone for c in op.consumers):
-                name = _name_of(x.detach().float(), y.detach().float())
-                if name is not None:
-                    self.written.add(name)
-                    self.inside.update(cone)
-                    return name
-        return None
+            behind.add(call)
+            if op.kind not in ACTIVATIONS and y is not None and y.shape == x.shape:
+                error, name = _closest(x.detach().float(), y.detach().float())
+                found.append((error, -call, name))
+        error, _, name = min(found)
+        if error > _TOLERANCE:
+            return None
+        self.written.add(name)
+        self.inside.update(cone)
+        return name
 
     def _own_norm(self, index: int) -> int | None:
         """The scaling at the end of a norm that is written out, if one follows."""
@@ -139,11 +143,11 @@ class Nonlinearities:
         return cone[1:]
 
 
-def _name_of(x: Tensor, y: Tensor) -> str | None:
-    errors = {}
+def _closest(x: Tensor, y: Tensor) -> tuple[float, str]:
+    """The named function that is nearest to y(x), and its relative error."""
+    errors = []
     for name, function in _NAMED.items():
         expected = function(x)
         scale = float(expected.square().mean().sqrt()) or 1.0
-        errors[name] = float((y - expected).square().mean().sqrt()) / scale
-    best = min(errors, key=errors.__getitem__)
-    return best if errors[best] < _TOLERANCE else None
+        errors.append((float((y - expected).square().mean().sqrt()) / scale, name))
+    return min(errors)

@@ -46,7 +46,7 @@ def role_of(
     if "lookup" in op.seen and place == op.weights[0][0]:
         return _looked_up(graph, index)
     if op.kind == "mul":
-        if op.seen.get("normalized"):
+        if op.seen.get("normalized") and not _has_scale(graph, index):
             return Role.NORM_SCALE, "scales a normalized signal"
         if scales:
             return Role.BRANCH_SCALE, "scales a residual branch"
@@ -60,6 +60,20 @@ def role_of(
     if op.kind in ("div", "rtruediv", "pow"):
         return Role.OTHER, "scales a signal"
     return Role.OTHER, f"used by {op.kind}"
+
+
+def _has_scale(graph: Graph, index: int) -> bool:
+    """Whether a norm with a scale of its own comes before: then this one is another's."""
+    while graph.ops[index].inputs:
+        index = graph.ops[index].inputs[0]
+        op = graph.ops[index]
+        if op.kind in NORMS:
+            return bool(op.weights)
+        if op.seen.get("normalized"):
+            return True
+        if op.kind not in MOVEMENTS | CONVERSIONS | {"dropout"}:
+            return False
+    return False
 
 
 def _looked_up(graph: Graph, index: int) -> tuple[Role, str]:
