@@ -21,7 +21,7 @@ from lightning_init.architecture.layers import (
     module_traits,
 )
 from lightning_init.architecture.names import check_forward, named_tensors, unwrap
-from lightning_init.architecture.params import Architecture, ParamInfo, Role
+from lightning_init.architecture.params import Architecture, ParamInfo, Part, Role
 from lightning_init.architecture.provenance import exact_provenance, flags_of
 from lightning_init.architecture.reading import Fact, read
 from lightning_init.architecture.tape import trace
@@ -51,6 +51,8 @@ def analyze(model: nn.Module, forward: Callable[[], object] | None = None) -> Ar
     model = unwrap(model)
     infos = _from_modules(model)
     traits = module_traits(model)
+    if any(info.role is Role.EMBEDDING and "tied" in info.flags for info in infos.values()):
+        traits |= {"tied table"}
     lazy = any("lazy" in info.flags for info in infos.values())  # a pass would give them shapes
     if forward is None or lazy:
         return Architecture(tuple(replace(info, traits=traits) for info in infos.values()))
@@ -88,7 +90,8 @@ def _merged(info: ParamInfo, fact: Fact | None) -> ParamInfo:
     usage = fact.usage
     if info.layer == "LSTM" and "weight_hr_" in info.name:  # projects what has passed the tanh
         usage = replace(usage, nonlinearity="linear")
-    info = replace(info, usage=usage, parts=fact.parts, identity=fact.identity)
+    info = replace(info, usage=usage, parts=fact.parts or info.parts, identity=fact.identity)
+    info = replace(info, prior=fact.prior)
     return replace(info, evidence=evidence(info, why))
 
 
@@ -116,8 +119,17 @@ def _from_modules(model: nn.Module) -> dict[int, ParamInfo]:
             layer=layer,
             nonlinearity=suggested.get(id(parameter), "linear"),
             padding_idx=fact.padding_idx,
+            parts=_stacked(fact.gates, parameter),
         )
     return infos
+
+
+def _stacked(names: tuple[str, ...], parameter: nn.Parameter) -> tuple[Part, ...]:
+    """Equal parts, one after the other, by name."""
+    if not names or is_lazy(parameter):
+        return ()
+    size = parameter.shape[0] // len(names)
+    return tuple(Part(name, ((i * size, (i + 1) * size),)) for i, name in enumerate(names))
 
 
 def _suggested_nonlinearities(model: nn.Module) -> dict[int, str]:

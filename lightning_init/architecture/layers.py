@@ -35,6 +35,10 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
 }
 
 
+# In the order in which PyTorch stacks them, by their number.
+_GATES = {4: ("input", "forget", "cell", "output"), 3: ("reset", "update", "new")}
+
+
 @dataclass(frozen=True, slots=True)
 class Default:
     """What a layer's constructor draws: U(-value, value), N(0, value^2) or the constant `value`."""
@@ -54,6 +58,7 @@ class Described:
     default: Default | None = None
     padding_idx: int | None = None
     tied_default: Default | None = None  # what the constructor of a tied layer draws
+    gates: tuple[str, ...] = ()  # names of the blocks
 
 
 def activation_name(module: nn.Module) -> str | None:
@@ -118,7 +123,9 @@ def describe(module: nn.Module) -> dict[str, Described]:
             return {
                 "weight_ih": Described(Role.WEIGHT, size, hidden, gates, bound),
                 "weight_hh": Described(Role.RECURRENT, hidden, hidden, gates, bound),
-                "bias_ih": Described(Role.BIAS, size, blocks=gates, default=bound),
+                "bias_ih": Described(
+                    Role.BIAS, size, blocks=gates, default=bound, gates=_GATES.get(gates, ())
+                ),
                 "bias_hh": Described(Role.BIAS, hidden, blocks=gates, default=bound),
             }
         case nn.LayerNorm() | nn.GroupNorm() | nn.RMSNorm() | nn.modules.batchnorm._NormBase():
@@ -243,5 +250,7 @@ def _recurrent(module: nn.RNNBase) -> dict[str, Described]:
             rows, columns = tensor.shape
             parts[name] = Described(role, columns, rows // gates, gates, bound)
         else:
-            parts[name] = Described(Role.BIAS, math.nan, blocks=gates, default=bound)
+            # Two biases add up: names on one of them, so that a gate's bias is set once.
+            names = _GATES.get(gates, ()) if name.startswith("bias_ih") else ()
+            parts[name] = Described(Role.BIAS, math.nan, blocks=gates, default=bound, gates=names)
     return parts

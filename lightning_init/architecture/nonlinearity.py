@@ -16,7 +16,10 @@ from lightning_init.architecture.graph import Graph
 from lightning_init.architecture.operations import (
     ACTIVATIONS,
     ADDITIONS,
+    CONVERSIONS,
     ELEMENTWISE,
+    MOVEMENTS,
+    NORMS,
     SPLITS,
     TRANSPARENT,
 )
@@ -58,6 +61,13 @@ class Nonlinearities:
             self._found[index] = "linear"  # should a signal ever come back to itself
             self._found[index] = self._look(index)
         return self._found[index]
+
+    def feeds_norm(self, index: int) -> bool:
+        """Whether norm layers alone take a result."""
+        if self._own_norm(index) is not None:
+            return True
+        takers = list(self._graph.onward(index, MOVEMENTS | CONVERSIONS | {"dropout"}))
+        return bool(takers) and all(self._graph.ops[call].kind in NORMS for call in takers)
 
     def _look(self, index: int) -> str:
         graph = self._graph

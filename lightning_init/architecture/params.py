@@ -70,6 +70,7 @@ class Usage:
         num_heads: Attention heads of that part (fewer for key and value in grouped-query
             attention; of the query if fused), 0 outside attention.
         is_output: Whether no weight layer follows.
+        normalized: Whether norm layers alone take the result: its scale does not matter then.
         calls: Times the tensor was used in one forward pass.
     """
 
@@ -82,6 +83,7 @@ class Usage:
     attention: str = ""
     num_heads: int = 0
     is_output: bool = False
+    normalized: bool = False
     calls: int = 1
 
 
@@ -106,9 +108,11 @@ class ParamInfo:
         parts: The blocks by name and rows where a forward pass shows them, `()` otherwise.
         identity: For a norm's scale, the value that changes nothing: 1, or 0 where the model
             adds 1 itself.
+        part: The name of the part that this describes, `""` for a whole tensor.
+        prior: For the bias of an output layer, the values that the labels of the batch suggest.
         evidence: What was seen, in words.
-        traits: Facts of the whole model: `attention`, `convolution`, `recurrence`, `norm`, and the
-            activations it uses.
+        traits: Facts of the whole model: `attention`, `convolution`, `recurrence`, `norm`,
+            `tied table`, and the activations it uses.
 
     Example:
         >>> info = ParamInfo(("fc.weight",), (10, 64), Role.WEIGHT, fan_in=64, fan_out=10)
@@ -132,6 +136,8 @@ class ParamInfo:
     axis: int = 0
     parts: tuple[Part, ...] = ()
     identity: float = 1.0
+    part: str = ""
+    prior: tuple[float, ...] = ()
     evidence: str = ""
 
     @property

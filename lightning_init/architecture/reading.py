@@ -12,6 +12,7 @@ from lightning_init.architecture.graph import Graph
 from lightning_init.architecture.nonlinearity import Nonlinearities
 from lightning_init.architecture.operations import ACTIVATIONS, CONVOLUTIONS, NORMS
 from lightning_init.architecture.params import Part, Role, Usage
+from lightning_init.architecture.priors import priors
 from lightning_init.architecture.residual import Branch, residual_branches
 from lightning_init.architecture.roles import role_of
 
@@ -34,6 +35,7 @@ class Fact:
     axis: int = 0
     parts: tuple[Part, ...] = ()
     identity: float = 1.0
+    prior: tuple[float, ...] = ()
     why: str = ""
 
 
@@ -69,6 +71,8 @@ def read(ops: list[Op]) -> Reading:
         parameter: _fact(graph, branches, functions, parts_in_attention, pieces, parameter, used)
         for parameter, used in uses.items()
     }
+    for bias, values in priors(graph).items():
+        facts[bias] = replace(facts[bias], prior=values)
     traits = _traits(graph, functions, bool(parts_in_attention))
     return Reading(facts, len(branches), traits)
 
@@ -172,6 +176,7 @@ def _usage(
         branch_layers=branches[branch].layers if branch >= 0 else 0,
         num_branches=len(branches),
         is_output=any(graph.is_output(index) for index in calls) and last_layer,
+        normalized=op.is_weight_layer and all(functions.feeds_norm(call) for call in calls),
         calls=max(1, round(share)),
     )
 

@@ -19,6 +19,7 @@ from lightning_init.architecture.operations import (
     SAME_SHAPE,
     SPLITS,
 )
+from lightning_init.architecture.priors import LOSSES, observed
 from lightning_init.architecture.products import (
     argument,
     operands,
@@ -142,6 +143,8 @@ def observe(op: Op, call: Call) -> None:
     elif name == "softmax":
         dim = argument(call.args, call.kwargs, 1, "dim")
         seen["last"] = dim is None or dim in (-1, call.given[0].ndim - 1)
+    elif name in LOSSES:
+        seen["labels"] = observed(name, call.args, call.kwargs)
     elif name in LOOKUPS or _is_lookup(name, call):
         seen["lookup"] = _positions(call)
     elif name in RECURRENT_LAYERS:

@@ -2,19 +2,26 @@
 
 | fact                                | distribution                                         |
 |-------------------------------------|------------------------------------------------------|
-| bias / norm                         | 0 / the identity                                     |
-| lookup table                        | N(0, 0.02^2)                                         |
+| initialized by the model itself     | as built: its own recipe                             |
+| norm                                | the identity                                         |
+| bias of an output, labels at hand   | log prior (mean target), where they are uneven       |
+| bias of an LSTM's forget gate       | 1, once of its two biases                            |
+| other bias                          | 0                                                    |
+| table tied to the output layer      | N(0, 1 / width), and so are tables added to it       |
+| other table                         | as built: a lookup sums nothing                      |
 | hidden-to-hidden matrix             | orthogonal, per gate                                 |
-| output layer                        | N(0, 0.5^2 / fan_in): loss starts near chance        |
-| in a model with attention           | N(0, 0.02^2), / sqrt(additions) where a branch ends  |
+| output layer                        | N(0, 0.25 / fan_in): loss starts near chance         |
+| a norm layer alone takes its result | as built: its scale does not matter                  |
+| in a model with attention           | Xavier normal, per query, key and value              |
 | before SELU                         | LeCun normal                                         |
 | before tanh or sigmoid              | Xavier normal                                        |
-| convolution in a ReLU-like model    | Kaiming normal, fan_out                              |
 | before ReLU-like activations        | Kaiming normal, fan_in                               |
-| before sin                          | as built                                             |
+| before sin                          | as built: its own scheme knows its frequency         |
 | otherwise                           | Xavier normal                                        |
 
-Where a residual branch ends in a model without norm layers, std is divided by sqrt(additions).
+Where a residual branch ends, std is divided by sqrt(branches), unless a norm takes the result.
+LoRA matrices, branch scales, tokens and other vectors that are no weights stay as built.
+`benchmarks/auto.py` measures the table against models as built.
 """
 
 from __future__ import annotations
@@ -23,20 +30,19 @@ import math
 from dataclasses import dataclass
 
 from lightning_init.architecture.params import Architecture, ParamInfo, Role
-from lightning_init.strategies.distributions import Distribution, Keep, Normal
+from lightning_init.strategies.distributions import Constant, Distribution, Keep, Normal
+from lightning_init.strategies.given import Given
 from lightning_init.strategies.initializers import ByRole, Initializer
 from lightning_init.strategies.orthogonal import Orthonormal
 from lightning_init.strategies.plan import CUSTOMIZED
 from lightning_init.strategies.registry import Strategy, strategy
 from lightning_init.strategies.spec import InitSpec
 from lightning_init.strategies.transformer import BranchScaled
-from lightning_init.strategies.variance import Fixed, VarianceScaling
+from lightning_init.strategies.variance import VarianceScaling
 
 _SMOOTH_RELUS = frozenset({"relu", "leaky_relu", "gelu", "silu", "elu", "mish", "softplus"})
-_ATTENTION = BranchScaled(Fixed(0.02, "normal", "a model with attention"))
+_XAVIER = VarianceScaling(1, "fan_avg", 1.0, "normal", "Xavier")
 _SELU = VarianceScaling(1, "fan_in", 1.0, "normal", "LeCun, before SELU")
-_TANH = VarianceScaling(1, "fan_avg", 1.0, "normal", "Xavier")
-_CONVOLUTION = VarianceScaling(2, "fan_out", 1.0, "normal", "Kaiming, ReLU-like conv net")
 _RELU = VarianceScaling(2, "fan_in", 1.0, "normal", "Kaiming, before a ReLU-like activation")
 
 
@@ -52,29 +58,51 @@ def head(info: ParamInfo) -> Distribution:
 
 def weight(info: ParamInfo) -> Distribution:
     """The rows of the table above that speak of matrices and kernels."""
-    usage, activation = info.usage, info.activation
+    usage = info.usage
     if info.numel == 0:
         return Keep("empty")
     if usage and usage.is_output and not usage.ends_branch:
         return head(info)
-    if "attention" in info.traits:
-        return _ATTENTION(info)
-    law = _law(info, activation)
+    if usage and usage.normalized:
+        return Keep("as built: a norm layer takes the result, its scale does not matter")
+    law = _XAVIER if "attention" in info.traits else _law(info.activation)
     if law is None:
-        return Keep("before sin: the layer's own scheme knows its frequency")
-    return law(info) if "norm" in info.traits else BranchScaled(law)(info)
+        return Keep("as built: before sin, a scheme of its own knows the frequency")
+    return BranchScaled(law)(info)
 
 
-def _law(info: ParamInfo, activation: str) -> Initializer | None:
+def _law(activation: str) -> Initializer | None:
     if activation == "sin":
         return None
     if activation == "selu":
         return _SELU
-    if activation in ("tanh", "sigmoid"):
-        return _TANH
-    if "Conv" in info.layer and info.traits & _SMOOTH_RELUS:
-        return _CONVOLUTION
-    return _RELU if activation in _SMOOTH_RELUS else _TANH
+    return _RELU if activation in _SMOOTH_RELUS else _XAVIER
+
+
+def bias(info: ParamInfo) -> Distribution:
+    """The rows of the table above that speak of biases.
+
+    Example:
+        >>> bias(ParamInfo(("b",), (2,), Role.BIAS, prior=(0.5, -0.5)))
+        Given(values=(0.5, -0.5), reason="what the batch's labels are on average")
+    """
+    if info.prior and len(info.prior) == info.numel:
+        return Given(info.prior, reason="what the batch's labels are on average")
+    if info.part == "forget":
+        return Constant(1.0, reason="forget gate open")
+    return Constant(0.0, reason="zero")
+
+
+def table(info: ParamInfo) -> Distribution:
+    """The rows of the table above that speak of lookup tables and positions.
+
+    Example:
+        >>> table(ParamInfo(("wte", "head"), (50, 16), Role.EMBEDDING, traits={"tied table"})).std
+        0.25
+    """
+    if "tied table" in info.traits:
+        return Normal(info.shape[-1] ** -0.5, reason="a table is the output layer: 1/sqrt(width)")
+    return Keep("as built: a lookup sums nothing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +133,14 @@ def auto() -> Strategy:
 
     References:
         The rows quote He et al. (2015), Glorot & Bengio (2010), LeCun et al. (1998), Saxe et al.
-        (2013) and Radford et al. (2019); see those strategies.
+        (2013) and Radford et al. (2019), see those strategies; for the forget gate Gers,
+        Schmidhuber & Cummins (2000), Neural Computation 12(10); for the prior Lin et al. (2017),
+        https://arxiv.org/abs/1708.02002, section 3.3.
     """
-    table = Fixed(0.02, "normal", "lookup table")
     recurrent = Orthonormal(1.0, "hidden to hidden")
-    return Strategy(ExceptCustom(ByRole(weight=weight, recurrent=recurrent, embedding=table)))
+    return Strategy(
+        ExceptCustom(ByRole(weight=weight, recurrent=recurrent, embedding=table, bias=bias))
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,14 @@ def zero_bias(info: ParamInfo) -> Distribution:  # noqa: ARG001
     return Constant(0.0, reason="zero")
 
 
-def identity_scale(info: ParamInfo) -> Distribution:  # noqa: ARG001
-    """The constant 1, for the scale of a norm layer."""
-    return Constant(1.0, reason="identity")
+def identity_scale(info: ParamInfo) -> Distribution:
+    """The constant that changes nothing: 1, or 0 where the model adds 1 to the scale itself.
+
+    Example:
+        >>> identity_scale(ParamInfo(("norm",), (8,), Role.NORM_SCALE, identity=0.0)).mean
+        0.0
+    """
+    return Constant(info.identity, reason="identity")
 
 
 def identity_shift(info: ParamInfo) -> Distribution:  # noqa: ARG001
@@ -50,6 +55,7 @@ class ByRole:
         weight: For matrices and kernels.
         recurrent: For hidden-to-hidden matrices; None means as `weight`.
         embedding: For lookup tables.
+        position: For tables of positions; None means as `embedding`.
         bias: For biases.
 
     Example:
@@ -62,6 +68,7 @@ class ByRole:
     weight: Initializer
     recurrent: Initializer | None = None
     embedding: Initializer = keep
+    position: Initializer | None = None
     bias: Initializer = zero_bias
     norm_scale: Initializer = identity_scale
     norm_shift: Initializer = identity_shift
@@ -76,6 +83,8 @@ class ByRole:
                 return (self.recurrent or self.weight)(info)
             case Role.EMBEDDING:
                 return self.embedding(info)
+            case Role.POSITION:
+                return (self.position or self.embedding)(info)
             case Role.BIAS:
                 return self.bias(info)
             case Role.NORM_SCALE:

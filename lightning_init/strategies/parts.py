@@ -114,6 +114,7 @@ def split(info: ParamInfo) -> list[tuple[Part, ParamInfo]]:
             fan_out=info.fan_out * part.size * len(info.parts) / total,
             blocks=1,
             parts=(),
+            part=part.name,
             usage=own,
         )
         found.append((part, each))

@@ -86,11 +86,11 @@ class Plan:
         found: dict[tuple[object, ...], list[PlanEntry]] = {}
         for entry in self.entries:
             pattern = re.sub(r"\d+", "*", entry.info.name)
-            reason = re.sub(r"branch \d+ of", "branch * of", entry.distribution.reason)
+            evidence = _BRANCH.sub("branch *", entry.info.evidence)
             # Calibrated tensors are alike although data gave each a std of its own.
             calibrated = isinstance(entry.distribution, Calibrated)
             drawn = "calibrated" if calibrated else str(entry.distribution)
-            key = (pattern, entry.info.shape, drawn, reason)
+            key = (pattern, entry.info.shape, drawn, entry.distribution.reason, evidence)
             found.setdefault(key, []).append(entry)
         return [
             (f"{len(es)} x {key[0]}" if len(es) > 1 else es[0].info.name, tuple(es))
@@ -142,6 +142,7 @@ class Plan:
                     "std": _number(entry.distribution.std),
                     "mean": _number(entry.distribution.mean),
                     "reason": entry.distribution.reason,
+                    "evidence": entry.info.evidence,
                 }
                 for entry in self.entries
             ],
@@ -170,12 +171,25 @@ class Plan:
         for label, entries in self.groups():
             first = entries[0]
             shape = "x".join(map(str, first.info.shape)) or "scalar"
-            lines.append(f"  {label} ({shape}): {first.distribution} [{first.distribution.reason}]")
+            line = f"  {label} ({shape}): {first.distribution} [{first.distribution.reason}]"
+            lines.append(f"{line} {_evidence(entries)}".rstrip())
         if self.calibrate_ is not None:
             lines.append("  then calibrated on one batch")
         if hint := self.hint():
             lines.append(f"kept: {hint}")
         return "\n".join(lines)
+
+
+_BRANCH = re.compile(r"branch \d+")
+
+
+def _evidence(entries: tuple[PlanEntry, ...]) -> str:
+    """What was seen of a group; of its branches the first and the last."""
+    branches = [e.info.usage.branch + 1 for e in entries if e.info.usage]
+    if len(set(branches)) < 2:
+        return entries[0].info.evidence
+    several = f"branches {min(branches)} to {max(branches)}"
+    return _BRANCH.sub(several, entries[0].info.evidence)
 
 
 def _left_behind(model: nn.Module, plan: Plan, forward: Forward) -> None:

@@ -34,10 +34,7 @@ class BranchScaled:
         if usage is None or not usage.ends_branch:
             return base
         scaled = base.scaled(1 / math.sqrt(usage.num_branches))
-        why = (
-            f"ends branch {usage.branch + 1} of {usage.num_branches}: 1/sqrt({usage.num_branches})"
-        )
-        return with_reason(scaled, f"{base.reason}; {why}")
+        return with_reason(scaled, f"{base.reason}, / sqrt({usage.num_branches} branches)")
 
 
 def with_reason(distribution: Distribution, reason: str) -> Distribution:
