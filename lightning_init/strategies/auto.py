@@ -8,10 +8,10 @@
 | bias of an LSTM's forget gate       | 1, once of its two biases                            |
 | other bias                          | 0                                                    |
 | table tied to the output layer      | N(0, 1 / width), and so are tables added to it       |
-| other table                         | as built: a lookup sums nothing                      |
+| other table                         | N(0, 1), PyTorch's own: a lookup sums nothing        |
 | hidden-to-hidden matrix             | orthogonal, per gate                                 |
 | output layer                        | N(0, 0.25 / fan_in): loss starts near chance         |
-| a norm layer alone takes its result | as built: its scale does not matter                  |
+| a norm layer alone takes its result | U(+-1/sqrt(fan_in)), PyTorch's own: any scale is good |
 | in a model with attention           | Xavier normal, per query, key and value              |
 | before SELU                         | LeCun normal                                         |
 | before tanh or sigmoid              | Xavier normal                                        |
@@ -43,6 +43,9 @@ from lightning_init.strategies.variance import VarianceScaling
 _SMOOTH_RELUS = frozenset({"relu", "leaky_relu", "gelu", "silu", "elu", "mish", "softplus"})
 _XAVIER = VarianceScaling(1, "fan_avg", 1.0, "normal", "Xavier")
 _SELU = VarianceScaling(1, "fan_in", 1.0, "normal", "LeCun, before SELU")
+_NORMALIZED = VarianceScaling(
+    1 / 3, "fan_in", 1.0, "uniform", "PyTorch's own, a norm layer takes the result"
+)
 _RELU = VarianceScaling(2, "fan_in", 1.0, "normal", "Kaiming, before a ReLU-like activation")
 
 
@@ -64,7 +67,7 @@ def weight(info: ParamInfo) -> Distribution:
     if usage and usage.is_output and not usage.ends_branch:
         return head(info)
     if usage and usage.normalized:
-        return Keep("as built: a norm layer takes the result, its scale does not matter")
+        return _NORMALIZED(info)
     law = _XAVIER if "attention" in info.traits else _law(info.activation)
     if law is None:
         return Keep("as built: before sin, a scheme of its own knows the frequency")
@@ -102,7 +105,9 @@ def table(info: ParamInfo) -> Distribution:
     """
     if "tied table" in info.traits:
         return Normal(info.shape[-1] ** -0.5, reason="a table is the output layer: 1/sqrt(width)")
-    return Keep("as built: a lookup sums nothing")
+    if info.role is Role.POSITION and not info.layer:
+        return Keep("as built: added, not looked up")
+    return Normal(1.0, reason="PyTorch's own: a lookup sums nothing")
 
 
 @dataclass(frozen=True, slots=True)

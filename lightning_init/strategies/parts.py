@@ -130,17 +130,16 @@ def decide(initializer: Initializer, info: ParamInfo) -> Distribution:
         >>> str(decide(lambda i: Normal(1.0 if i.shape == (2, 8) else 2.0), info))
         'normal, std 1'
     """
-    whole = initializer(info)
-    if not info.parts or isinstance(whole, Keep) or not isinstance(whole, Distribution):
-        return whole
+    if not info.parts:
+        return initializer(info)
     parts = tuple((part, initializer(each)) for part, each in split(info))
     first = parts[0][1]
-    if any(isinstance(distribution, Keep) for _, distribution in parts):
-        return whole
+    if any(isinstance(each, Keep) or not isinstance(each, Distribution) for _, each in parts):
+        return initializer(info)
     if isinstance(first, _ELEMENTWISE) and all(each == first for _, each in parts):
         return first
-    if whole.std == first.std and _even(info) and len({str(each) for _, each in parts}) == 1:
-        return whole  # equal blocks along dim 0: what the distribution of the whole says too
+    if _even(info) and len({str(each) for _, each in parts}) == 1:
+        return initializer(info)  # equal blocks along dim 0 say the same
     return Stacked(info.axis, parts, reason=first.reason)
 
 

@@ -204,8 +204,8 @@ def test_activation_modules_are_suggested_without_a_forward_pass():
         ("residual_cnn", {"relu", "convolution", "norm"}),
         ("lstm", {"recurrence"}),
         ("encoder", {"attention", "norm", "relu"}),
-        ("nanogpt", {"attention", "norm", "gelu"}),
-        ("gpt2", {"attention", "norm", "gelu"}),  # its GELU is written out
+        ("nanogpt", {"attention", "norm", "gelu", "tied table"}),
+        ("gpt2", {"attention", "norm", "gelu", "tied table"}),  # its GELU is written out
         ("padded", set()),
     ],
 )

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_init import ParamInfo, Role, Usage, analyze, initialize_, make_plan, recommend
 from lightning_init.strategies.auto import auto
-from lightning_init.strategies.distributions import Constant, Keep, Normal
+from lightning_init.strategies.distributions import Constant, Keep, Normal, Uniform
 from lightning_init.strategies.matrices import Orthogonal
 from tests.zoo import ZOO, noise
 
@@ -42,6 +42,10 @@ SMOOTH = ["relu", "leaky_relu", "gelu", "silu", "elu", "mish", "softplus"]
         ({"role": Role.NORM_SHIFT}, Constant(0.0)),
         ({"role": Role.EMBEDDING, "traits": {"tied table"}}, Normal(1 / 50**0.5)),
         ({"role": Role.POSITION, "traits": {"tied table"}}, Normal(1 / 50**0.5)),
+        ({"role": Role.EMBEDDING}, Normal(1.0)),
+        ({"role": Role.POSITION, "layer": "Embedding"}, Normal(1.0)),
+        ({"normalized": True, "activation": "relu"}, Uniform(-(50**-0.5), 50**-0.5)),
+        ({"normalized": True, "ends_branch": True, "num_branches": 4}, Uniform(-(50**-0.5), 50**-0.5)),
         ({"role": Role.RECURRENT}, Orthogonal((OUT, IN), 1.0)),
         ({"is_output": True}, Normal(0.5 / 50**0.5)),
         ({"is_output": True, "traits": {"attention"}}, Normal(0.5 / 50**0.5)),
@@ -75,11 +79,8 @@ def test_row(asked, law):
         {"role": Role.OTHER},
         {"role": Role.BRANCH_SCALE},
         {"role": Role.LORA_UP},
-        {"role": Role.EMBEDDING},
-        {"role": Role.POSITION},
+        {"role": Role.POSITION, "layer": ""},
         {"shape": (0, 50)},
-        {"normalized": True, "activation": "relu"},
-        {"normalized": True, "ends_branch": True, "num_branches": 4},
     ],
 )
 def test_kept(asked):

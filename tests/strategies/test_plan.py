@@ -60,7 +60,7 @@ def test_printing_groups_repeated_layers():
     model, forward = ZOO["nanogpt"]()
     text = str(make_plan(model, "gpt2", forward=forward))
     assert "  3 x h.*.fc.weight (64x16): normal, std 0.02 [GPT-2]" in text
-    assert "  3 x h.*.proj.weight (16x64): normal, std 0.008165 [GPT-2; ends branch 2 of 6" in text
+    assert "  3 x h.*.proj.weight (16x64): normal, std 0.008165 [GPT-2, / sqrt(6 branches)] ends " in text
     assert "  wte.weight (11x16): normal, std 0.02 [GPT-2]" in text
     assert len(text.splitlines()) < 20
 
