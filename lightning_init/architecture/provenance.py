@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from lightning_init.architecture.layers import Default, describe_model
 from lightning_init.architecture.names import named_tensors
 from lightning_init.architecture.params import ParamInfo, Provenance, Role
+from lightning_init.architecture.plain import plain
 
 _RECORD = "_lightning_init"  # a plain attribute of the root module: never in its state_dict
 _PICKED = 4096
@@ -126,26 +127,37 @@ def examine(model: nn.Module, infos: tuple[ParamInfo, ...]) -> tuple[ParamInfo, 
     Returns:
         The same entries with `provenance` decided.
     """
-    described = describe_model(model)
     tensors = dict(named_tensors(model))
+    with plain(model) as computed:
+        described = describe_model(model)
+        seen = {names[0]: tensor for names, tensor in named_tensors(model)}
+    # Where the weight is not simply made of its one original (spectral_norm), that one is as built.
+    alone = {id(weight.primary) for weight, _ in computed if len(weight.originals) == 1}
     record = record_of(model)
     unlike: dict[tuple[str, ...], Tensor] = {}
     for info in infos:
         tensor = tensors[info.names]
-        if info.provenance == "pretrained" or record.holds(info.name, tensor):
+        value = seen.get(info.name, tensor)
+        skipped = "companion" in info.flags or is_lazy(tensor)
+        if info.provenance == "pretrained" or skipped or record.holds(info.name, tensor):
             continue
-        fact = described[id(tensor)][0] if id(tensor) in described else None
+        fact = described[id(value)][0] if id(value) in described else None
         defaults = {fact.default, fact.tied_default} if fact else {None}
-        as_built = any(looks_default(tensor, default, info.padding_idx) for default in defaults)
+        values = (value, tensor) if id(tensor) in alone else (value,)
+        as_built = any(
+            looks_default(either, default, info.padding_idx)
+            for default in defaults
+            for either in values
+        )
         # A few small steps leave a tensor within what its constructor draws.
         if not as_built or _stepped([tensor]):
-            unlike[info.names] = tensor
+            unlike[info.names] = value
     structured = {names for names, tensor in unlike.items() if has_structure(tensor)}
     matrices = {i.names for i in infos if i.role in (Role.WEIGHT, Role.RECURRENT)}
     trained = (
         any(info.provenance == "pretrained" for info in infos)
         or bool(structured & matrices)
-        or _stepped([tensor for names, tensor in unlike.items() if names in matrices])
+        or _stepped([tensors[names] for names in unlike if names in matrices])
     )
 
     def decide(info: ParamInfo) -> Provenance:

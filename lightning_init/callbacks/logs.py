@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_init.architecture.names import named_tensors
+from lightning_init.architecture.names import named_tensors, named_weights
 from lightning_init.architecture.readings import StepReading
 
 
@@ -46,7 +46,12 @@ def log_step(
         named = {f"lightning_init{mark}{k.replace('/', mark)}": v for k, v in known.items()}
         logger.log_metrics(named, step=reading.step)
     for experiment in histogram_loggers(trainer):
-        tensors = {f"weights/{n[0]}": t.detach() for n, t in named_tensors(pl_module) if t.ndim > 1}
+        computed = {names: each[0].value() for names, each in named_weights(pl_module).items()}
+        tensors = {
+            f"weights/{names[0]}": computed.get(names, tensor).detach()
+            for names, tensor in named_tensors(pl_module)
+            if tensor.ndim > 1
+        }
         tensors |= {f"outputs/{name}": sample for name, sample in samples.items()}
         for name, tensor in tensors.items():
             if bool(torch.isfinite(tensor).all()):
@@ -91,5 +96,10 @@ def save_weights(model: nn.Module, path: Path, facts: dict[str, str]) -> None:
         facts: Kept in the file's header.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = {n[0]: t.detach().cpu().contiguous().clone() for n, t in named_tensors(model)}
+    # A computed weight is kept as what it is computed from, by the names of the state_dict.
+    computed = named_weights(model)
+    values = {
+        names[-1 if names in computed else 0]: tensor.detach().cpu().contiguous().clone()
+        for names, tensor in named_tensors(model)
+    }
     save_file(values, path, metadata=facts)

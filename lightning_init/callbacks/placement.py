@@ -23,7 +23,7 @@ from lightning_init.architecture.provenance import record_of
 from lightning_init.callbacks.forward import NoBatchError, first_batch, training_forward
 from lightning_init.strategies.apply import carry_out
 from lightning_init.strategies.plan import Forward, Plan
-from lightning_init.strategies.planning import Scope, StrategyLike, make_plan
+from lightning_init.strategies.planning import NoShapeError, Scope, StrategyLike, make_plan
 from lightning_init.strategies.seeds import Seed
 from lightning_init.strategies.spec import InitSpec
 
@@ -68,7 +68,7 @@ class Placement:
         self._remove = after(module, hook, rest)
 
     def catch_up(self, module: pl.LightningModule) -> None:
-        """At `on_fit_start`: write what was on the meta device before."""
+        """At `on_fit_start`: write what had no memory before (on the meta device, lazy)."""
         if self.plan is None:
             self._write(module, None)
 
@@ -105,8 +105,14 @@ class Placement:
         return training_forward(module, batch)
 
     def _write(self, module: pl.LightningModule, forward: Forward | None) -> None:
-        if not any(tensor.is_meta for _, tensor in named_tensors(module)):
-            self._carry_out(module, self._make_plan(module, forward), forward)
+        if any(tensor.is_meta for _, tensor in named_tensors(module)):
+            return
+        try:
+            plan = self._make_plan(module, forward)
+        except NoShapeError:  # lazy layers wait for the first batch, and the others with them
+            self.missing = self.missing or "no forward pass has given lazy layers their shapes yet"
+        else:
+            self._carry_out(module, plan, forward)
 
     def _make_plan(self, module: pl.LightningModule, forward: Forward | None) -> Plan:
         try:
