@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 Forward = Callable[[], object]
 Built = tuple[nn.Module, Forward]
@@ -249,3 +250,56 @@ def _seeded(build: Callable[[], Built]) -> Callable[[], Built]:
 
 
 ZOO: dict[str, Callable[[], Built]] = {build.__name__: _seeded(build) for build in _BUILDERS}
+
+
+def _legacy(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def parametrized(layer: nn.Module, name: str = "weight") -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch calls the old forms deprecated
+            return function(layer, name)
+
+    return parametrized
+
+
+class Doubled(nn.Module):
+    """The smallest parametrization: the weight is twice its original."""
+
+    def forward(self, original: Tensor) -> Tensor:
+        return 2 * original
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+class Symmetric(nn.Module):
+    """A parametrization that cannot be assigned to."""
+
+    def forward(self, original: Tensor) -> Tensor:
+        return original.triu() + original.triu(1).mT
+
+
+def doubled(layer: nn.Module, name: str = "weight") -> nn.Module:
+    return parametrize.register_parametrization(layer, name, Doubled())
+
+
+def symmetric(layer: nn.Module, name: str = "weight") -> nn.Module:
+    return parametrize.register_parametrization(layer, name, Symmetric())
+
+
+def chained(layer: nn.Module, name: str = "weight") -> nn.Module:
+    return doubled(nn.utils.parametrizations.weight_norm(layer, name), name)
+
+
+# Ways to compute a weight from other tensors: those that can take any value, and the others.
+EXACT: dict[str, Callable[..., nn.Module]] = {
+    "weight_norm": nn.utils.parametrizations.weight_norm,
+    "old weight_norm": _legacy(nn.utils.weight_norm),
+    "doubled": doubled,
+    "chained": chained,
+}
+INEXACT: dict[str, Callable[..., nn.Module]] = {
+    "spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "old spectral_norm": _legacy(nn.utils.spectral_norm),
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+    "pruning": lambda layer, name="weight": prune.l1_unstructured(layer, name, 0.5),
+}

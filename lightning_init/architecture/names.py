@@ -5,7 +5,7 @@ Names key everything that lasts: the draw of a tensor, a plan's entries, reports
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_init.architecture.parametrized import Derived, derived
 
@@ -83,6 +83,21 @@ def named_weights(model: nn.Module) -> dict[tuple[str, ...], list[Derived]]:
     if not found:
         return {}
     return {names: found[id(p)] for names, p in named_tensors(model) if id(p) in found}
+
+
+def named_states(model: nn.Module) -> list[tuple[tuple[str, ...], Tensor]]:
+    """As `named_tensors`, but a computed weight with all the numbers behind it, in one row.
+
+    Example:
+        >>> layer = nn.utils.parametrizations.orthogonal(nn.Linear(3, 2, bias=False))
+        >>> [tensor.shape for _, tensor in named_states(layer)]  # 6 numbers and a 3 x 3 basis
+        [torch.Size([15])]
+    """
+    weights = named_weights(model)
+    return [
+        (names, weights[names][0].stored() if names in weights else tensor)
+        for names, tensor in named_tensors(model)
+    ]
 
 
 def _computed(model: nn.Module) -> dict[str, str]:

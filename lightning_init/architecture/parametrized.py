@@ -73,6 +73,17 @@ class Derived:
                 found: Tensor = self.rule()
                 return found.detach().clone()
 
+    def stored(self) -> Tensor:
+        """All numbers behind the weight, but those that drift by themselves, in one row.
+
+        They do not depend on the device, as the last bits of `value` do.
+        """
+        parts: list[Tensor] = [*self.originals]
+        for rule in self.rule.modules() if isinstance(self.rule, nn.Module) else ():
+            if not isinstance(rule, parametrizations._SpectralNorm):
+                parts += [buffer for buffer in rule._buffers.values() if buffer is not None]
+        return torch.cat([part.detach().flatten().to(self.primary) for part in parts])
+
     def assign(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Make the weight equal a value, as far as its parametrization can.
 

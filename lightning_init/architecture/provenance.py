@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.layers import Default, describe_model
-from lightning_init.architecture.names import named_tensors
+from lightning_init.architecture.names import named_states, named_tensors
 from lightning_init.architecture.params import ParamInfo, Provenance, Role
 from lightning_init.architecture.plain import plain
 
@@ -127,7 +127,7 @@ def examine(model: nn.Module, infos: tuple[ParamInfo, ...]) -> tuple[ParamInfo, 
     Returns:
         The same entries with `provenance` decided.
     """
-    tensors = dict(named_tensors(model))
+    tensors, states = dict(named_tensors(model)), dict(named_states(model))
     with plain(model) as computed:
         described = describe_model(model)
         seen = {names[0]: tensor for names, tensor in named_tensors(model)}
@@ -139,7 +139,11 @@ def examine(model: nn.Module, infos: tuple[ParamInfo, ...]) -> tuple[ParamInfo, 
         tensor = tensors[info.names]
         value = seen.get(info.name, tensor)
         skipped = "companion" in info.flags or is_lazy(tensor)
-        if info.provenance == "pretrained" or skipped or record.holds(info.name, tensor):
+        if (
+            info.provenance == "pretrained"
+            or skipped
+            or record.holds(info.name, states[info.names])
+        ):
             continue
         fact = described[id(value)][0] if id(value) in described else None
         defaults = {fact.default, fact.tied_default} if fact else {None}
@@ -172,7 +176,7 @@ def examine(model: nn.Module, infos: tuple[ParamInfo, ...]) -> tuple[ParamInfo, 
     owners = {_owner(info) for info in decided if info.provenance == "pretrained"}
     return tuple(
         replace(info, provenance="pretrained")
-        if _owner(info) in owners and not record.holds(info.name, tensors[info.names])
+        if _owner(info) in owners and not record.holds(info.name, states[info.names])
         else info
         for info in decided
     )

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
-from lightning_init.architecture.names import named_tensors, unwrap
+from lightning_init.architecture.names import named_states, named_tensors, unwrap
 from lightning_init.architecture.provenance import record_of
 from lightning_init.callbacks.forward import NoBatchError, first_batch, training_forward
 from lightning_init.strategies.apply import carry_out
@@ -182,5 +182,5 @@ def was_rewritten(model: nn.Module) -> bool:
     record = record_of(model)
     return any(
         names[0] in record.written and not record.holds(names[0], tensor)
-        for names, tensor in named_tensors(model)
+        for names, tensor in named_states(model)
     )

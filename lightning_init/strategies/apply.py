@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.lazy import has_lazy, keep_lazy, materialize_
-from lightning_init.architecture.names import named_tensors, named_weights, unwrap
+from lightning_init.architecture.names import named_states, named_tensors, named_weights, unwrap
 from lightning_init.architecture.plain import plain
 from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.provenance import checksum, record_of
@@ -177,7 +177,7 @@ def fingerprint(model: nn.Module) -> str:
         64
     """
     digest = hashlib.sha256()
-    for names, tensor in sorted(named_tensors(model)):
+    for names, tensor in sorted(named_states(model)):
         if is_lazy(tensor):
             continue
         digest.update(f"{names}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -207,6 +207,8 @@ def _draw(model: nn.Module, plan: Plan, seed: int) -> None:
             )
         if tensor is None or (names not in computed and tuple(tensor.shape) != entry.info.shape):
             got = "no such tensor" if tensor is None else f"shape {tuple(tensor.shape)}"
+            if any(names[0] in found for found in tensors) and tensor is None:
+                got = f"no tensor with the names {', '.join(names)} (to_empty unties: tie them again)"
             raise ValueError(
                 f"the plan does not fit this model: it has {entry.info.name} of shape "
                 f"{entry.info.shape}, the model {got}; call make_plan(model, ...) again"
@@ -255,5 +257,5 @@ def _remember(model: nn.Module, plan: Plan) -> None:
     record = record_of(unwrap(model))
     written = {entry.info.names for entry in plan if entry.written}
     record.written.update(
-        {names[0]: checksum(tensor) for names, tensor in named_tensors(model) if names in written}
+        {names[0]: checksum(tensor) for names, tensor in named_states(model) if names in written}
     )

@@ -93,7 +93,7 @@ def assign(entry: PlanEntry, weights: list[Derived], generator: Generator) -> tu
         found = [weight.assign(value, generator) for weight in weights]
     except ValueError as error:
         raise ValueError(
-            f"cannot initialize: {entry.info.name} {error}, or leave such tensors alone by a "
+            f"cannot initialize: {entry.info.name} {error}; or leave such tensors alone by a "
             "`scope` that names the others. Nothing has been changed"
         ) from error
     return value, found[0]
