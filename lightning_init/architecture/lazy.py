@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -15,13 +15,14 @@ from lightning_init.architecture.state import Undo, keep_tensor
 
 
 def has_lazy(model: nn.Module) -> bool:
-    """Whether a parameter or a buffer has no shape yet.
+    """Whether a layer has yet to learn its shape; loaded values alone do not tell it.
 
     Example:
         >>> has_lazy(nn.LazyLinear(2)), has_lazy(nn.Linear(2, 2))
         (True, False)
     """
-    return any(is_lazy(tensor) for tensor in chain(model.parameters(), model.buffers()))
+    waiting = any(map(_waits, model.modules()))
+    return waiting or any(map(is_lazy, chain(model.parameters(), model.buffers())))
 
 
 def materialize_(model: nn.Module, forward: Callable[[], object]) -> None:
@@ -46,13 +47,13 @@ def materialize_(model: nn.Module, forward: Callable[[], object]) -> None:
 
     with preserved(model):
         for module in model.modules():
-            if isinstance(module, LazyModuleMixin):
+            if _waits(module):
                 module.register_forward_pre_hook(note, prepend=True, with_kwargs=True)
         forward()
     restore = keep_rng()
     try:
         for module, args, kwargs in calls:
-            if isinstance(module, LazyModuleMixin) and has_lazy(module):
+            if _waits(module):  # not if it was called twice
                 module._infer_parameters(module, args, kwargs)  # what the layer's own hook does
     finally:
         restore()
@@ -60,7 +61,11 @@ def materialize_(model: nn.Module, forward: Callable[[], object]) -> None:
 
 def keep_lazy(model: nn.Module) -> list[Undo]:
     """How to make the layers of a model lazy again that are lazy now."""
-    lazy = [module for module in model.modules() if isinstance(module, LazyModuleMixin)]
+    lazy = [module for module in model.modules() if _waits(module)]
     tensors = [t for t in chain(model.parameters(), model.buffers()) if is_lazy(t)]
     undo = [keep_module(module) for module in lazy]
     return undo + [restore for restore in map(keep_tensor, tensors) if restore is not None]
+
+
+def _waits(module: nn.Module) -> TypeGuard[Any]:
+    return isinstance(module, LazyModuleMixin) and hasattr(module, "_initialize_hook")

@@ -35,10 +35,12 @@ class Record:
     Attributes:
         written: Canonical name -> checksum of the values right after we wrote them.
         trained: Whether an optimizer step has been seen.
+        empty: Tensors that were seen on the meta device: memory that they get is arbitrary.
     """
 
     written: dict[str, str] = field(default_factory=dict)
     trained: bool = False
+    empty: set[str] = field(default_factory=set)
 
     def holds(self, name: str, tensor: Tensor) -> bool:
         """Whether a tensor still has the values that we wrote."""
@@ -70,6 +72,12 @@ def record_of(model: nn.Module) -> Record:
     if not isinstance(record, Record):
         record = model.__dict__[_RECORD] = Record()
     return record
+
+
+def note_empty(model: nn.Module) -> None:
+    """Remember which tensors are on the meta device, for when they are not any more."""
+    on_meta = {names[0] for names, tensor in named_tensors(model) if tensor.is_meta}
+    record_of(model).empty |= on_meta
 
 
 def flags_of(names: tuple[str, ...], parameter: nn.Parameter) -> frozenset[str]:
@@ -138,7 +146,9 @@ def examine(model: nn.Module, infos: tuple[ParamInfo, ...]) -> tuple[ParamInfo, 
     for info in infos:
         tensor = tensors[info.names]
         value = seen.get(info.name, tensor)
-        skipped = "companion" in info.flags or is_lazy(tensor)
+        # Memory that to_empty has given, and that nobody has written since, holds anything.
+        empty = info.name in record.empty and not tensor.is_meta and tensor._version == 0
+        skipped = "companion" in info.flags or is_lazy(tensor) or empty
         if (
             info.provenance == "pretrained"
             or skipped

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lightning_init.architecture.names import named_states, named_tensors, unwrap
-from lightning_init.architecture.provenance import record_of
+from lightning_init.architecture.provenance import note_empty, record_of
 from lightning_init.callbacks.forward import NoBatchError, first_batch, training_forward
 from lightning_init.strategies.apply import carry_out
 from lightning_init.strategies.plan import Forward, Plan
@@ -48,6 +48,7 @@ class Placement:
         self.strategy, self.scope, self.seed = strategy, scope, seed
         self.plan: Plan | None = None
         self.missing = ""
+        self._waits = False  # for the first batch, which tells lazy layers their shapes
         self._remove: Callable[[], None] | None = None
 
     def place(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -68,8 +69,8 @@ class Placement:
         self._remove = after(module, hook, rest)
 
     def catch_up(self, module: pl.LightningModule) -> None:
-        """At `on_fit_start`: write what had no memory before (on the meta device, lazy)."""
-        if self.plan is None:
+        """At `on_fit_start`: write what was on the meta device before."""
+        if self.plan is None and not self._waits:
             self._write(module, None)
 
     def finish(self, module: pl.LightningModule, forward: Forward) -> None:
@@ -106,10 +107,12 @@ class Placement:
 
     def _write(self, module: pl.LightningModule, forward: Forward | None) -> None:
         if any(tensor.is_meta for _, tensor in named_tensors(module)):
+            note_empty(module)
             return
         try:
             plan = self._make_plan(module, forward)
         except NoShapeError:  # lazy layers wait for the first batch, and the others with them
+            self._waits = True
             self.missing = self.missing or "no forward pass has given lazy layers their shapes yet"
         else:
             self._carry_out(module, plan, forward)

@@ -208,7 +208,9 @@ def _draw(model: nn.Module, plan: Plan, seed: int) -> None:
         if tensor is None or (names not in computed and tuple(tensor.shape) != entry.info.shape):
             got = "no such tensor" if tensor is None else f"shape {tuple(tensor.shape)}"
             if any(names[0] in found for found in tensors) and tensor is None:
-                got = f"no tensor with the names {', '.join(names)} (to_empty unties: tie them again)"
+                got = (
+                    f"no tensor with the names {', '.join(names)} (to_empty unties: tie them again)"
+                )
             raise ValueError(
                 f"the plan does not fit this model: it has {entry.info.name} of shape "
                 f"{entry.info.shape}, the model {got}; call make_plan(model, ...) again"

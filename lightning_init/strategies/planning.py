@@ -10,7 +10,7 @@ from lightning_init.architecture.analyze import analyze
 from lightning_init.architecture.arguments import unknown
 from lightning_init.architecture.names import canonical, named_weights, unwrap
 from lightning_init.architecture.params import Architecture, ParamInfo
-from lightning_init.architecture.provenance import examine
+from lightning_init.architecture.provenance import examine, note_empty
 from lightning_init.strategies.assigned import through_parametrizations
 from lightning_init.strategies.distributions import Distribution, Keep
 from lightning_init.strategies.initializers import Initializer, Overridden, Scaled, matches
@@ -109,6 +109,7 @@ def make_plan(
     _refuse(model, entries, architecture.traced)
     entries = through_parametrizations(model, entries)
     calibrate = chosen.calibrate_ if any(entry.written for entry in entries) else None
+    note_empty(model)
     buffers = tuple(canonical(name) for name, buffer in model.named_buffers() if buffer.is_meta)
     return Plan(entries, calibrate, architecture.traced, buffers)
 

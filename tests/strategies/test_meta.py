@@ -110,3 +110,20 @@ def test_a_tie_that_to_empty_has_cut_is_named():
     apply_(model, plan, seed=0)
     initialize_(twin, "normal", seed=0)
     assert all(map(torch.equal, model.parameters(), twin.parameters()))
+
+
+def test_memory_with_values_of_before_does_not_count_as_trained():
+    model = on_meta("relu_mlp")
+    make_plan(model, "normal")
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():  # what allocators do: the values of something else
+        parameter.data = (
+            torch.outer(torch.arange(32.0), torch.arange(32.0))
+            .flatten()[: parameter.numel()]
+            .reshape(parameter.shape)
+        )
+    plan = make_plan(model, "normal")
+    assert {e.info.provenance for e in plan} == {"fresh"}
+    with torch.no_grad():
+        model[3].weight.mul_(1.0)  # as loading does
+    assert make_plan(model, "normal")["3.weight"].reason == "trained or loaded"
