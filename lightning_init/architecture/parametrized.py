@@ -204,9 +204,8 @@ def derived(model: nn.Module) -> list[Derived]:
     """
     found: list[Derived | None] = []
     for module in model.modules():
-        if parametrize.is_parametrized(module):
-            lists = module.parametrizations
-            assert isinstance(lists, nn.ModuleDict)
+        lists = module._modules.get("parametrizations")
+        if isinstance(lists, nn.ModuleDict) and parametrize.is_parametrized(module):
             weights = [Derived(module, n, rule, _originals(rule)) for n, rule in lists.items()]
             # A computed buffer would go with the class of its module: leave such a module alone.
             found += weights if all(weight.originals for weight in weights) else []

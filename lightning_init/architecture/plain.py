@@ -53,13 +53,15 @@ def _hide(weight: Derived, stand_in: nn.Parameter) -> None:
     module = weight.module
     if "_flat_weights" in module.__dict__:  # of an RNN, which writes into that list
         module.__dict__["_flat_weights"] = list(module.__dict__["_flat_weights"])
+    # What is taken out of the tables stays in sight, for a forward pass that reads it.
     if isinstance(weight.rule, nn.Module):
-        module.__class__ = parametrize.type_before_parametrizations(module)
-        module._modules.pop("parametrizations", None)
+        if "parametrizations" in module._modules:
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            module.__dict__["parametrizations"] = module._modules.pop("parametrizations")
     else:
         hooks, originals = module._forward_pre_hooks, {id(o) for o in weight.originals}
         for key in [key for key, hook in hooks.items() if hook is weight.rule]:
             del hooks[key]
         for name in [name for name, p in module._parameters.items() if id(p) in originals]:
-            del module._parameters[name]
+            module.__dict__[name] = module._parameters.pop(name)
     setattr(module, weight.name, stand_in)

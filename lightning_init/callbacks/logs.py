@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.names import named_tensors, named_weights
 from lightning_init.architecture.readings import StepReading
@@ -50,7 +51,7 @@ def log_step(
         tensors = {
             f"weights/{names[0]}": computed.get(names, tensor).detach()
             for names, tensor in named_tensors(pl_module)
-            if tensor.ndim > 1
+            if not is_lazy(tensor) and tensor.ndim > 1
         }
         tensors |= {f"outputs/{name}": sample for name, sample in samples.items()}
         for name, tensor in tensors.items():
@@ -101,5 +102,6 @@ def save_weights(model: nn.Module, path: Path, facts: dict[str, str]) -> None:
     values = {
         names[-1 if names in computed else 0]: tensor.detach().cpu().contiguous().clone()
         for names, tensor in named_tensors(model)
+        if not is_lazy(tensor)
     }
     save_file(values, path, metadata=facts)

@@ -308,3 +308,17 @@ def test_two_weights_of_one_layer():
     with plain(layer):
         assert type(layer) is nn.Linear
         assert torch.equal(F.linear(noise(2, 6), layer.weight, layer.bias), layer(noise(2, 6)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm"),
+    [
+        ("weight_norm", lambda layer: layer.parametrizations.weight.original0),
+        ("old weight_norm", lambda layer: layer.weight_g),
+    ],
+)
+def test_a_forward_pass_may_read_what_is_behind_a_weight(kind, norm):
+    model = EXACT[kind](nn.Linear(6, 4))
+    seen = analyze(model, lambda: model(noise(2, 6)).sum() + norm(model).sum())
+    assert seen["weight"].usage.is_output
+    assert norm(model).requires_grad

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from safetensors.torch import load_file
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
 from lightning_init import InitCallback, initialize_
@@ -157,3 +159,41 @@ def test_a_module_made_without_values_by_the_trainer() -> None:
         module = Digits(mlp())
     run.fit(module, nets.ordered())
     assert nets.same(start.weights, nets.weights(direct(mlp(), "orthogonal")))
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "old weight_norm", "spectral_norm"])
+def test_saved_weights_have_the_names_of_the_state_dict(kind: str) -> None:
+    def module() -> Digits:
+        net = mlp()
+        (EXACT | INEXACT)[kind](net[0])
+        return Digits(net)
+
+    start = AtStart()
+    nets.fit(module(), quiet("orthogonal", save_init="init.safetensors"), start, max_steps=1)
+    twin = module()
+    left = twin.load_state_dict(load_file("init.safetensors"), strict=False)
+    assert not left.unexpected_keys
+    assert nets.same(nets.weights(twin), start.weights)
+
+
+def test_a_stream_into_lazy_layers_is_watched_from_the_first_batch() -> None:
+    callback = InitCallback("kaiming_normal", seed=0, monitor_steps=2, verbose=False)
+    nets.fit(Digits(lazy()), callback, loader=DataLoader(Stream(), batch_size=32), max_steps=3)
+    assert callback.report is not None
+    assert "lazy" not in str(callback.report)
+    assert callback.fingerprint is not None
+
+
+class NetAtStart(AtStart):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        super().on_train_batch_start(trainer, pl_module.net, batch, batch_idx)
+
+
+def test_a_lazy_layer_that_is_never_used_stays_lazy() -> None:
+    module = Digits(lazy())
+    module.spare = nn.LazyLinear(3)
+    callback, start = quiet("orthogonal", scope="net.*", save_init="init.safetensors"), NetAtStart()
+    nets.fit(module, callback, start, max_steps=1)
+    assert nets.same(start.weights, nets.weights(direct(mlp(), "orthogonal").net))
+    assert set(load_file("init.safetensors")) == {f"net.{name}" for name in start.weights}
+    assert is_lazy(module.spare.weight)
