@@ -232,9 +232,11 @@ def test_residual_branches_are_seen_through_parametrizations():
 def test_recurrent_weights(kind, cell):
     name = "weight_hh_l0" if issubclass(cell, nn.RNNBase) else "weight_hh"
     model, twin = EVERY[kind](cell(3, 5), name), cell(3, 5)
+    flat = list(map(id, getattr(model, "_flat_weights", [])))
     found = analyze(model, lambda: model(noise(2, 3)))
     expected = analyze(twin, lambda: twin(noise(2, 3)))[name]
     assert replace(found[name], names=expected.names, flags=expected.flags) == expected
+    assert flat == list(map(id, getattr(model, "_flat_weights", [])))
     out = model(noise(2, 3))  # still computed, still learns
     (out if torch.is_tensor(out) else out[0]).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -322,3 +324,10 @@ def test_a_forward_pass_may_read_what_is_behind_a_weight(kind, norm):
     seen = analyze(model, lambda: model(noise(2, 6)).sum() + norm(model).sum())
     assert seen["weight"].usage.is_output
     assert norm(model).requires_grad
+
+
+def test_the_mark_of_a_loader_counts():
+    model = net(EXACT["weight_norm"])
+    model[0].parametrizations.weight.original1._is_hf_initialized = True
+    found = analyze(model)
+    assert (found["0.weight"].provenance, found["2.weight"].provenance) == ("pretrained", "fresh")

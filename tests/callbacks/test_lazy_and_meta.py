@@ -72,13 +72,15 @@ def test_a_stream_gives_the_shapes_with_its_first_batch(strategy: str, kind: typ
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_restored_checkpoint_wins(stream: bool) -> None:
-    trained = Digits(lazy())
-    run = nets.fit(trained, max_steps=20)
+@pytest.mark.parametrize("lr", [1e-9, 0.01])
+def test_a_restored_checkpoint_wins(stream: bool, lr: float) -> None:
+    """Also where its weights still look as a constructor draws them."""
+    trained = Digits(lazy(), lr)
+    run = nets.fit(trained, max_steps=2)
     run.save_checkpoint("last.ckpt")
-    module, callback, start = Digits(lazy()), quiet("orthogonal"), AtStart()
+    module, callback, start = Digits(lazy(), lr), quiet("orthogonal"), AtStart()
     loader = DataLoader(Stream() if stream else digits(), batch_size=32)
-    nets.trainer(callback, start, max_steps=21).fit(module, loader, ckpt_path="last.ckpt")
+    nets.trainer(callback, start, max_steps=3).fit(module, loader, ckpt_path="last.ckpt")
     assert nets.same(start.weights, nets.weights(trained))
 
 
