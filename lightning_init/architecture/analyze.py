@@ -20,8 +20,12 @@ from lightning_init.architecture.layers import (
     describe_model,
     module_traits,
 )
+from lightning_init.architecture.lazy import has_lazy, materialize_
 from lightning_init.architecture.names import check_forward, named_tensors, unwrap
+from lightning_init.architecture.parametrized import derived
 from lightning_init.architecture.params import Architecture, ParamInfo, Part, Role
+from lightning_init.architecture.plain import plain
+from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.provenance import exact_provenance, flags_of
 from lightning_init.architecture.reading import Fact, read
 from lightning_init.architecture.tape import trace
@@ -49,12 +53,62 @@ def analyze(model: nn.Module, forward: Callable[[], object] | None = None) -> Ar
         ('relu', True)
     """
     model = unwrap(model)
+    if forward is None or not has_lazy(model):
+        return _analyze(model, forward)
+    check_forward(forward)
+    lazy = {names for names, parameter in named_tensors(model) if is_lazy(parameter)}
+    with preserved(model):
+        materialize_(model, forward)
+        found = _analyze(model, forward)
+    params = tuple(
+        replace(info, flags=info.flags | {"lazy"}) if info.names in lazy else info for info in found
+    )
+    return replace(found, params=params)
+
+
+def _analyze(model: nn.Module, forward: Callable[[], object] | None) -> Architecture:
+    with plain(model):
+        found = _of_plain(model, forward)
+    return replace(found, params=_with_originals(model, found))
+
+
+def _with_originals(model: nn.Module, found: Architecture) -> tuple[ParamInfo, ...]:
+    """The description of a computed weight goes to its primary parameter, under all names."""
+    weights = {id(weight.primary): weight for weight in derived(model)}
+    known = {name: info for info in found for name in info.names}
+    of = {
+        id(o): names[0]
+        for names, p in named_tensors(model)
+        if id(p) in weights
+        for o in weights[id(p)].originals
+    }
+    params = []
+    for names, parameter in named_tensors(model):
+        if id(parameter) in weights:
+            flags = known[names[0]].flags | {"parametrized"}
+            params.append(replace(known[names[0]], names=names, flags=flags))
+        elif id(parameter) in of:
+            params.append(
+                ParamInfo(
+                    names,
+                    tuple(parameter.shape),
+                    Role.OTHER,
+                    flags=flags_of(names, parameter) | {"parametrized", "companion"},
+                    usage=known[of[id(parameter)]].usage,
+                    evidence=f"set together with {of[id(parameter)]}",
+                )
+            )
+        else:
+            params.append(known[names[0]])
+    return tuple(params)
+
+
+def _of_plain(model: nn.Module, forward: Callable[[], object] | None) -> Architecture:
     infos = _from_modules(model)
     traits = module_traits(model)
     if any(info.role is Role.EMBEDDING and "tied" in info.flags for info in infos.values()):
         traits |= {"tied table"}
-    lazy = any("lazy" in info.flags for info in infos.values())  # a pass would give them shapes
-    if forward is None or lazy:
+    if forward is None:
         return Architecture(tuple(replace(info, traits=traits) for info in infos.values()))
     check_forward(forward)
     reading = read(trace(model, forward))

@@ -117,7 +117,8 @@ def describe(module: nn.Module) -> dict[str, Described]:
         case nn.RNNBase():
             return _recurrent(module)
         case nn.RNNCellBase():
-            gates = module.weight_hh.shape[0] // module.hidden_size
+            is_gru = isinstance(module, nn.GRUCell)
+            gates = 4 if isinstance(module, nn.LSTMCell) else 3 if is_gru else 1
             bound = Default("uniform", module.hidden_size**-0.5)
             size, hidden = module.input_size, module.hidden_size
             return {

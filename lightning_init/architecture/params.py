@@ -99,7 +99,8 @@ class ParamInfo:
         fan_out: Products summed into one element of the input's gradient.
         blocks: Independent matrices stacked along `axis` (q|k|v, gates, groups, experts).
         provenance: Where its values come from.
-        flags: Of `tied frozen adapter sharded meta lazy complex quantized parametrized`.
+        flags: Of `tied frozen adapter sharded meta lazy complex quantized parametrized companion`;
+            a companion is set together with the computed (parametrized) weight behind which it is.
         usage: What a forward pass showed, None if none was seen.
         layer: Class name of the module that owns it.
         nonlinearity: The activation that the model's modules suggest, for use without `usage`.

@@ -3,7 +3,7 @@
 Whoever looks at a model by running it (analysis, audit, calibration) does so inside
 `preserved(model)`: parameters, buffers, gradients, random states, training flags and plain Python
 state of every module (counters, caches, metric states, lists of outputs) are afterwards as they
-were.
+were, and lazy layers are lazy again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.state import Undo, keep_state, keep_tensor
 
@@ -41,8 +40,8 @@ def preserved(model: nn.Module, writes: Collection[Tensor] = ()) -> Iterator[Non
     """
     meant = {id(tensor) for tensor in writes}
     parameters = list(model.parameters())
-    kept = [p for p in parameters if id(p) not in meant and not is_lazy(p)]
-    undo = [_keep_rng(), *(_keep_module(module) for module in model.modules())]
+    kept = [p for p in parameters if id(p) not in meant]
+    undo = [keep_rng(), *(keep_module(module) for module in model.modules())]
     undo += [restore for restore in map(keep_tensor, kept) if restore is not None]
     undo += keep_state((_attributes(module) for module in model.modules()), _DATA)
     grads = [(parameter, parameter.grad) for parameter in parameters]
@@ -60,7 +59,8 @@ def preserved(model: nn.Module, writes: Collection[Tensor] = ()) -> Iterator[Non
             parameter.grad = grad
 
 
-def _keep_rng() -> Undo:
+def keep_rng() -> Undo:
+    """How to put every global random state back."""
     python, cpu = random.getstate(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     numpy = sys.modules.get("numpy")
@@ -77,15 +77,29 @@ def _keep_rng() -> Undo:
     return restore
 
 
-def _keep_module(module: nn.Module) -> Undo:
-    state = dict(module.__dict__)
-    buffers = [keep_tensor(b) for b in module._buffers.values() if b is not None and not is_lazy(b)]
-    # A pass may register or drop parameters, buffers and children (lazy layers do).
-    tables: list[tuple[dict[str, Any], dict[str, Any]]] = [
-        (table, dict(table)) for table in (module._parameters, module._buffers, module._modules)
+def keep_module(module: nn.Module) -> Undo:
+    """How to put a module itself back: class, attributes, hooks, buffers with their values.
+
+    Example:
+        >>> layer = nn.LazyLinear(2)
+        >>> restore = keep_module(layer)
+        >>> _ = layer(torch.ones(1, 3))
+        >>> restore()
+        >>> type(layer).__name__
+        'LazyLinear'
+    """
+    kind, state = type(module), dict(module.__dict__)
+    buffers = [keep_tensor(b) for b in module._buffers.values() if b is not None]
+    # A pass may register or drop parameters, buffers, children and hooks (lazy layers do).
+    tables: list[tuple[dict[Any, Any], dict[Any, Any]]] = [
+        (table, dict(table))
+        for name, table in state.items()
+        if name in _TABLES and isinstance(table, dict)
     ]
 
     def restore() -> None:
+        if type(module) is not kind:
+            module.__class__ = kind
         module.__dict__.clear()
         module.__dict__.update(state)
         for table, before in tables:

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.calls import tensors
 from lightning_init.architecture.layers import module_traits
-from lightning_init.architecture.names import named_tensors, unwrap
+from lightning_init.architecture.names import named_tensors, named_weights, unwrap
 from lightning_init.architecture.params import ParamInfo
 from lightning_init.architecture.readings import LayerReading, WeightReading
 from lightning_init.architecture.watched import repeated_blocks, watched
@@ -160,12 +160,14 @@ def weights(
     """
     promised = {entry.info.names: entry for entry in plan or ()}
     kept: list[tuple[tuple[str, ...], nn.Parameter, Tensor]] = []
+    weights = named_weights(model)
     for names, parameter in named_tensors(model):
         if is_lazy(parameter) or parameter.is_meta or not parameter.is_floating_point():
             continue
         if parameter.numel():
             entry = promised.get(names)
-            kept.append((names, parameter, _without_padding(parameter.detach(), entry)))
+            value = weights[names][0].value() if names in weights else parameter.detach()
+            kept.append((names, parameter, _without_padding(value, entry)))
     if not kept:
         return ()
     nothing = torch.tensor(math.nan)

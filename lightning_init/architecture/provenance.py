@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.layers import Default, describe_model
-from lightning_init.architecture.names import named_tensors
+from lightning_init.architecture.names import named_states, named_tensors
 from lightning_init.architecture.params import ParamInfo, Provenance, Role
+from lightning_init.architecture.plain import plain
 
 _RECORD = "_lightning_init"  # a plain attribute of the root module: never in its state_dict
 _PICKED = 4096
@@ -34,10 +35,12 @@ class Record:
     Attributes:
         written: Canonical name -> checksum of the values right after we wrote them.
         trained: Whether an optimizer step has been seen.
+        empty: Tensors that were seen on the meta device: memory that they get is arbitrary.
     """
 
     written: dict[str, str] = field(default_factory=dict)
     trained: bool = False
+    empty: set[str] = field(default_factory=set)
 
     def holds(self, name: str, tensor: Tensor) -> bool:
         """Whether a tensor still has the values that we wrote."""
@@ -69,6 +72,12 @@ def record_of(model: nn.Module) -> Record:
     if not isinstance(record, Record):
         record = model.__dict__[_RECORD] = Record()
     return record
+
+
+def note_empty(model: nn.Module) -> None:
+    """Remember which tensors are on the meta device, for when they are not any more."""
+    on_meta = {names[0] for names, tensor in named_tensors(model) if tensor.is_meta}
+    record_of(model).empty |= on_meta
 
 
 def flags_of(names: tuple[str, ...], parameter: nn.Parameter) -> frozenset[str]:
@@ -126,26 +135,43 @@ def examine(model: nn.Module, infos: tuple[ParamInfo, ...]) -> tuple[ParamInfo, 
     Returns:
         The same entries with `provenance` decided.
     """
-    described = describe_model(model)
-    tensors = dict(named_tensors(model))
+    tensors, states = dict(named_tensors(model)), dict(named_states(model))
+    with plain(model) as computed:
+        described = describe_model(model)
+        seen = {names[0]: tensor for names, tensor in named_tensors(model)}
+    # Where the weight is not simply made of its one original (spectral_norm), that one is as built.
+    alone = {id(weight.primary) for weight, _ in computed if len(weight.originals) == 1}
     record = record_of(model)
     unlike: dict[tuple[str, ...], Tensor] = {}
     for info in infos:
         tensor = tensors[info.names]
-        if info.provenance == "pretrained" or record.holds(info.name, tensor):
+        value = seen.get(info.name, tensor)
+        # Memory that to_empty has given, and that nobody has written since, holds anything.
+        empty = info.name in record.empty and not tensor.is_meta and tensor._version == 0
+        skipped = "companion" in info.flags or is_lazy(tensor) or empty
+        if (
+            info.provenance == "pretrained"
+            or skipped
+            or record.holds(info.name, states[info.names])
+        ):
             continue
-        fact = described[id(tensor)][0] if id(tensor) in described else None
+        fact = described[id(value)][0] if id(value) in described else None
         defaults = {fact.default, fact.tied_default} if fact else {None}
-        as_built = any(looks_default(tensor, default, info.padding_idx) for default in defaults)
+        values = (value, tensor) if id(tensor) in alone else (value,)
+        as_built = any(
+            looks_default(either, default, info.padding_idx)
+            for default in defaults
+            for either in values
+        )
         # A few small steps leave a tensor within what its constructor draws.
         if not as_built or _stepped([tensor]):
-            unlike[info.names] = tensor
+            unlike[info.names] = value
     structured = {names for names, tensor in unlike.items() if has_structure(tensor)}
     matrices = {i.names for i in infos if i.role in (Role.WEIGHT, Role.RECURRENT)}
     trained = (
         any(info.provenance == "pretrained" for info in infos)
         or bool(structured & matrices)
-        or _stepped([tensor for names, tensor in unlike.items() if names in matrices])
+        or _stepped([tensors[names] for names in unlike if names in matrices])
     )
 
     def decide(info: ParamInfo) -> Provenance:
@@ -160,7 +186,7 @@ def examine(model: nn.Module, infos: tuple[ParamInfo, ...]) -> tuple[ParamInfo, 
     owners = {_owner(info) for info in decided if info.provenance == "pretrained"}
     return tuple(
         replace(info, provenance="pretrained")
-        if _owner(info) in owners and not record.holds(info.name, tensors[info.names])
+        if _owner(info) in owners and not record.holds(info.name, states[info.names])
         else info
         for info in decided
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 Undo = Callable[[], None]
 
@@ -97,6 +98,8 @@ def _keep(value: Any, largest: int) -> tuple[Undo | None, Iterable[object]]:
 
 def keep_tensor(value: Tensor) -> Undo | None:
     """How to put a tensor's values back; None for one that takes part in a graph."""
+    if is_lazy(value):
+        return _keep_lazy(value)
     if value.is_meta or (value.requires_grad and not value.is_leaf):
         return None
     copy = value.detach().clone()
@@ -107,6 +110,17 @@ def keep_tensor(value: Tensor) -> Undo | None:
             value.data = copy
         elif not torch.equal(value, copy):
             value.copy_(copy)
+
+    return restore
+
+
+def _keep_lazy(value: Tensor) -> Undo:
+    kind, empty = type(value), value.data
+
+    def restore() -> None:
+        if type(value) is not kind:
+            value.data = empty
+            value.__class__ = kind
 
     return restore
 

@@ -21,6 +21,7 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from lightning_init.architecture.calls import Call, Op, Signal, Weight, tensors
@@ -58,6 +59,8 @@ class Tape(TorchFunctionMode):
         self._alive: list[Tensor] = []  # an id is only unique while its tensor lives
         self._rows = 0
         for parameter in parameters:
+            if is_lazy(parameter):
+                continue
             shape = tuple(parameter.shape)
             self._known[id(parameter)] = Weight((id(parameter),), shape, raw=True)
 

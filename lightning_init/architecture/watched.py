@@ -6,6 +6,7 @@ from collections import Counter
 
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_init.architecture.layers import describe, module_traits
 from lightning_init.architecture.names import canonical
@@ -27,8 +28,10 @@ def watched(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
     inside = {
         id(child)
         for _, module in modules
-        if isinstance(module, nn.MultiheadAttention)
-        for child in module.children()
+        if isinstance(module, (nn.MultiheadAttention, ParametrizationList))
+        for child in (
+            module.children() if isinstance(module, nn.MultiheadAttention) else module.modules()
+        )
     }
     layers = [
         (name, module)

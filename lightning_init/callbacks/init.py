@@ -145,9 +145,10 @@ class InitCallback(Callback):
         if self._yields:  # the one that comes later watches, too
             return
         self._monitor.on_train_start(trainer, pl_module)
-        if self.plan is None or trainer.global_step == 0:
+        if self._placement is None or trainer.global_step == 0:
             return
-        if was_rewritten(pl_module) or not any(entry.written for entry in self.plan):
+        # Without a plan nothing has been written yet: lazy layers got their shapes from the file.
+        if was_rewritten(pl_module) or not any(entry.written for entry in self.plan or ()):
             self._say("resumed: the checkpoint's weights are kept, nothing is watched")
             self._placement = None
         else:

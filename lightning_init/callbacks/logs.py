@@ -12,8 +12,9 @@ import lightning.pytorch as pl
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from lightning_init.architecture.names import named_tensors
+from lightning_init.architecture.names import named_tensors, named_weights
 from lightning_init.architecture.readings import StepReading
 
 
@@ -46,7 +47,12 @@ def log_step(
         named = {f"lightning_init{mark}{k.replace('/', mark)}": v for k, v in known.items()}
         logger.log_metrics(named, step=reading.step)
     for experiment in histogram_loggers(trainer):
-        tensors = {f"weights/{n[0]}": t.detach() for n, t in named_tensors(pl_module) if t.ndim > 1}
+        computed = {names: each[0].value() for names, each in named_weights(pl_module).items()}
+        tensors = {
+            f"weights/{names[0]}": computed.get(names, tensor).detach()
+            for names, tensor in named_tensors(pl_module)
+            if not is_lazy(tensor) and tensor.ndim > 1
+        }
         tensors |= {f"outputs/{name}": sample for name, sample in samples.items()}
         for name, tensor in tensors.items():
             if bool(torch.isfinite(tensor).all()):
@@ -91,5 +97,11 @@ def save_weights(model: nn.Module, path: Path, facts: dict[str, str]) -> None:
         facts: Kept in the file's header.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = {n[0]: t.detach().cpu().contiguous().clone() for n, t in named_tensors(model)}
+    # A computed weight is kept as what it is computed from, by the names of the state_dict.
+    computed = named_weights(model)
+    values = {
+        names[-1 if names in computed else 0]: tensor.detach().cpu().contiguous().clone()
+        for names, tensor in named_tensors(model)
+        if not is_lazy(tensor)
+    }
     save_file(values, path, metadata=facts)

@@ -18,12 +18,12 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
-from lightning_init.architecture.names import named_tensors, unwrap
-from lightning_init.architecture.provenance import record_of
+from lightning_init.architecture.names import named_states, named_tensors, unwrap
+from lightning_init.architecture.provenance import note_empty, record_of
 from lightning_init.callbacks.forward import NoBatchError, first_batch, training_forward
 from lightning_init.strategies.apply import carry_out
 from lightning_init.strategies.plan import Forward, Plan
-from lightning_init.strategies.planning import Scope, StrategyLike, make_plan
+from lightning_init.strategies.planning import NoShapeError, Scope, StrategyLike, make_plan
 from lightning_init.strategies.seeds import Seed
 from lightning_init.strategies.spec import InitSpec
 
@@ -48,6 +48,7 @@ class Placement:
         self.strategy, self.scope, self.seed = strategy, scope, seed
         self.plan: Plan | None = None
         self.missing = ""
+        self._waits = False  # for the first batch, which tells lazy layers their shapes
         self._remove: Callable[[], None] | None = None
 
     def place(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -69,7 +70,7 @@ class Placement:
 
     def catch_up(self, module: pl.LightningModule) -> None:
         """At `on_fit_start`: write what was on the meta device before."""
-        if self.plan is None:
+        if self.plan is None and not self._waits:
             self._write(module, None)
 
     def finish(self, module: pl.LightningModule, forward: Forward) -> None:
@@ -105,8 +106,16 @@ class Placement:
         return training_forward(module, batch)
 
     def _write(self, module: pl.LightningModule, forward: Forward | None) -> None:
-        if not any(tensor.is_meta for _, tensor in named_tensors(module)):
-            self._carry_out(module, self._make_plan(module, forward), forward)
+        if any(tensor.is_meta for _, tensor in named_tensors(module)):
+            note_empty(module)
+            return
+        try:
+            plan = self._make_plan(module, forward)
+        except NoShapeError:  # lazy layers wait for the first batch, and the others with them
+            self._waits = True
+            self.missing = self.missing or "no forward pass has given lazy layers their shapes yet"
+        else:
+            self._carry_out(module, plan, forward)
 
     def _make_plan(self, module: pl.LightningModule, forward: Forward | None) -> Plan:
         try:
@@ -176,5 +185,5 @@ def was_rewritten(model: nn.Module) -> bool:
     record = record_of(model)
     return any(
         names[0] in record.written and not record.holds(names[0], tensor)
-        for names, tensor in named_tensors(model)
+        for names, tensor in named_states(model)
     )

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_init.architecture.names import named_tensors, unwrap
+from lightning_init.architecture.lazy import has_lazy, keep_lazy, materialize_
+from lightning_init.architecture.names import named_states, named_tensors, named_weights, unwrap
+from lightning_init.architecture.plain import plain
 from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.provenance import checksum, record_of
-from lightning_init.architecture.state import keep_tensor
+from lightning_init.architecture.state import Undo, keep_tensor
+from lightning_init.strategies.assigned import assign, is_close
 from lightning_init.strategies.distributions import Calibrated, Distribution
+from lightning_init.strategies.left_alone import warn_of_copies, warn_of_garbage
 from lightning_init.strategies.matrices import Orthogonal
 from lightning_init.strategies.plan import Forward, Plan, PlanEntry, settled
 from lightning_init.strategies.planning import Scope, StrategyLike, make_plan
@@ -28,18 +33,23 @@ def apply_(model: nn.Module, plan: Plan, seed: int) -> None:
     """Draw every planned tensor of a model, in place, each from its own generator.
 
     Values are drawn on the CPU in float32, then cast and copied; a padding row stays zero. The
-    global random state is untouched.
+    global random state is untouched. A weight that is computed from other tensors (weight_norm,
+    spectral_norm, pruning, any parametrization with a `right_inverse`) is assigned through what
+    computes it; spectral_norm's vectors are estimated anew.
 
     Args:
         model: The model that the plan was made for.
-        plan: From `make_plan`.
+        plan: From `make_plan`; of a model on the meta device, call `model.to_empty(device=...)`
+            between the two.
         seed: 0 to 2^63 - 1.
 
     Raises:
-        ValueError: If the plan does not fit the model; nothing has been changed then.
+        ValueError: If the plan does not fit the model, or a tensor that it draws has no memory
+            (lazy, meta); nothing has been changed then.
 
     Warns:
-        UserWarning: If the plan still has to be calibrated.
+        UserWarning: If the plan still has to be calibrated, or leaves arbitrary memory in a tensor
+            or buffer that was on the meta device.
 
     Example:
         >>> model = nn.Linear(4, 2)
@@ -73,9 +83,20 @@ def calibrate_(model: nn.Module, plan: Plan, forward: Forward | None) -> None:
         raise ValueError(
             "this strategy calibrates on data: pass forward=lambda: model(batch) with one batch"
         )
-    tensors = dict(named_tensors(model))
-    with preserved(model, [tensors[e.info.names] for e in plan if e.written]):
-        plan.calibrate_(unwrap(model), plan, forward)
+    model = unwrap(model)
+    with plain(model) as computed:
+        versions = [stand_in._version for _, stand_in in computed]
+        tensors = {names[0]: tensor for names, tensor in named_tensors(model)}
+        with preserved(model, [tensors[e.info.name] for e in plan if e.written]):
+            plan.calibrate_(model, plan, forward)
+    for (weight, stand_in), before in zip(computed, versions, strict=True):
+        value = stand_in.detach()
+        if stand_in._version != before and not is_close(weight.assign(value), value):
+            warnings.warn(
+                f"{weight.kind} changes what the calibration wrote into the {weight.name} of a "
+                f"{type(weight.module).__name__}: that layer is not calibrated",
+                stacklevel=2,
+            )
     _remember(model, plan)
 
 
@@ -93,7 +114,8 @@ def initialize_(
         model: Any module.
         strategy: A name, an `InitSpec`, a `Strategy`, or a function `ParamInfo -> Distribution`.
         seed: 0 to 2^63 - 1; None takes the spec's, else the global seed, else a new one.
-        forward: A call without arguments that runs the model once.
+        forward: A call without arguments that runs the model once. It gives lazy layers their
+            shapes, unless nothing is to be drawn.
         scope: What may be written, see `make_plan`.
 
     Returns:
@@ -118,58 +140,33 @@ def initialize_(
 
 def carry_out(model: nn.Module, plan: Plan, seed: int, forward: Forward | None) -> Plan:
     """Draw and calibrate a plan; the plan returned has nothing more to come."""
-    _warn_of_copies(model, plan)
-    if plan.calibrate_ is None:
-        _draw(model, plan, seed)
-        return plan
-    if forward is None:
+    warn_of_copies(model, plan)
+    if plan.calibrate_ is not None and forward is None:
         calibrate_(model, plan, None)  # raises before anything is drawn
-    tensors = dict(named_tensors(model))
-    undo = [keep_tensor(tensors[entry.info.names]) for entry in plan if entry.written]
-    _draw(model, plan, seed)
-    before = {names: tensor._version for names, tensor in named_tensors(model)}
-    try:
+    with ExitStack() as on_error:
+        if forward is not None and has_lazy(model) and any(entry.written for entry in plan):
+            for restore in keep_lazy(model):
+                on_error.callback(restore)
+            materialize_(model, forward)
+        if plan.calibrate_ is not None:
+            for restore in _keep_written(model, plan):
+                on_error.callback(restore)
+        _draw(model, plan, seed)
+        before = {names: tensor._version for names, tensor in named_tensors(model)}
         calibrate_(model, plan, forward)
-    except BaseException:
-        with torch.no_grad():
-            for restore in undo:
-                if restore is not None:
-                    restore()
-        raise
+        on_error.pop_all()
+    if plan.calibrate_ is None:
+        return plan
+    computed, written = named_weights(model), {e.info.names for e in plan if e.written}
     changed: dict[tuple[str, ...], Distribution] = {}
     for names, tensor in named_tensors(model):
-        if tensor._version != before[names]:
-            values, reason = tensor.detach().float(), plan[names[0]].reason
+        if tensor._version != before[names] and names in written:
+            value = computed[names][0].value() if names in computed else tensor.detach()
+            values, reason = value.float(), plan[names[0]].reason
             mean = float(values.mean())
             std = float(values.std(correction=0)) if values.numel() else 0.0
             changed[names] = Calibrated(std, mean, reason=f"{reason}; scaled on one batch")
     return settled(plan, changed)
-
-
-def _warn_of_copies(model: nn.Module, plan: Plan) -> None:
-    """A frozen copy (a teacher, a target network) no longer equals what is drawn anew."""
-    tensors = {
-        names: t
-        for names, t in named_tensors(model)
-        if not is_lazy(t) and not t.is_meta and t.ndim > 1
-    }
-    drawn = {
-        (checksum(tensors[entry.info.names]), entry.info.shape): entry.info.name
-        for entry in plan
-        if entry.written and entry.info.names in tensors
-    }
-    for entry in plan:
-        tensor = tensors.get(entry.info.names)
-        if tensor is None or entry.written or not bool((tensor != 0).any()):
-            continue
-        if (original := drawn.get((checksum(tensor), entry.info.shape))) is not None:
-            warnings.warn(
-                f"{entry.info.name} is kept ({entry.distribution.reason}), but was a copy of "
-                f"{original}, which is drawn anew: copy it again after the initialization, or "
-                'pass scope="all"',
-                stacklevel=3,
-            )
-            return
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -180,7 +177,7 @@ def fingerprint(model: nn.Module) -> str:
         64
     """
     digest = hashlib.sha256()
-    for names, tensor in sorted(named_tensors(model)):
+    for names, tensor in sorted(named_states(model)):
         if is_lazy(tensor):
             continue
         digest.update(f"{names}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -191,13 +188,29 @@ def fingerprint(model: nn.Module) -> str:
 
 def _draw(model: nn.Module, plan: Plan, seed: int) -> None:
     tensors = dict(named_tensors(model))
+    computed = named_weights(model)
     work: list[tuple[PlanEntry, Tensor]] = []
     for entry in plan:
         if not entry.written:
             continue
-        tensor = tensors.get(entry.info.names)
-        if tensor is None or tuple(tensor.shape) != entry.info.shape or tensor.is_meta:
+        names = entry.info.names
+        tensor = tensors.get(names)
+        if tensor is not None and is_lazy(tensor):
+            raise ValueError(
+                f"{entry.info.name} is lazy and has no memory yet: run the model once on a batch "
+                "first, or let initialize_(model, ..., forward=lambda: model(batch)) do it"
+            )
+        if tensor is not None and tensor.is_meta:
+            raise ValueError(
+                f"{entry.info.name} is on the meta device and has no memory: call "
+                "model.to_empty(device=...) first, then apply the plan"
+            )
+        if tensor is None or (names not in computed and tuple(tensor.shape) != entry.info.shape):
             got = "no such tensor" if tensor is None else f"shape {tuple(tensor.shape)}"
+            if any(names[0] in found for found in tensors) and tensor is None:
+                got = (
+                    f"no tensor with the names {', '.join(names)} (to_empty unties: tie them again)"
+                )
             raise ValueError(
                 f"the plan does not fit this model: it has {entry.info.name} of shape "
                 f"{entry.info.shape}, the model {got}; call make_plan(model, ...) again"
@@ -215,18 +228,36 @@ def _draw(model: nn.Module, plan: Plan, seed: int) -> None:
                 f"distribution is for {entry.distribution.shape}"
             )
         work.append((entry, tensor))
-    with torch.no_grad():
+    with torch.no_grad(), ExitStack() as on_error:
+        for entry, _ in work:  # these first, since they may fail
+            for weight in (weights := computed.get(entry.info.names, [])):
+                for restore in weight.keep():
+                    on_error.callback(restore)
+            if weights:
+                assign(entry, weights, generator_for(seed, entry.info.names))
+        on_error.pop_all()
         for entry, target in work:
-            generator = generator_for(seed, entry.info.names)
-            target.copy_(entry.distribution.sample(entry.info.shape, generator))
-            if entry.info.padding_idx is not None:
-                target[entry.info.padding_idx].zero_()
+            if entry.info.names not in computed:
+                target.copy_(entry.drawn(generator_for(seed, entry.info.names)))
+    warn_of_garbage(model, plan)
     _remember(model, plan)
+
+
+def _keep_written(model: nn.Module, plan: Plan) -> list[Undo]:
+    """How to put back every tensor that a plan writes."""
+    tensors, computed = dict(named_tensors(model)), named_weights(model)
+    undo: list[Undo | None] = []
+    for names in (entry.info.names for entry in plan if entry.written):
+        if names in computed:
+            undo += [restore for weight in computed[names] for restore in weight.keep()]
+        else:
+            undo.append(keep_tensor(tensors[names]))
+    return [torch.no_grad()(restore) for restore in undo if restore is not None]
 
 
 def _remember(model: nn.Module, plan: Plan) -> None:
     record = record_of(unwrap(model))
     written = {entry.info.names for entry in plan if entry.written}
     record.written.update(
-        {names[0]: checksum(tensor) for names, tensor in named_tensors(model) if names in written}
+        {names[0]: checksum(tensor) for names, tensor in named_states(model) if names in written}
     )

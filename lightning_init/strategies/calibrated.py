@@ -128,9 +128,9 @@ def lsuv(
         return info.role in (Role.WEIGHT, Role.RECURRENT) and (include_head or not is_head)
 
     def calibrate(model: nn.Module, plan: Plan, forward: Forward) -> None:
-        wanted = {e.info.names for e in plan if e.written and scales(e.info)}
+        wanted = {e.info.name for e in plan if e.written and scales(e.info)}
         mode = _UnitVariance(
-            {id(t): (names[0], t) for names, t in named_tensors(model) if names in wanted}, scale
+            {id(t): (names[0], t) for names, t in named_tensors(model) if names[0] in wanted}, scale
         )
         with mode:
             forward()

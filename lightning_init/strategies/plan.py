@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Generator, Tensor, nn
 
 from lightning_init.architecture.arguments import unknown
 from lightning_init.architecture.params import ParamInfo, Role
@@ -38,6 +38,13 @@ class PlanEntry:
         """Whether the tensor is drawn, not kept."""
         return not isinstance(self.distribution, Keep)
 
+    def drawn(self, generator: Generator) -> Tensor:
+        """A draw, in float32 on the CPU; a padding row is 0."""
+        value = self.distribution.sample(self.info.shape, generator)
+        if self.info.padding_idx is not None:
+            value[self.info.padding_idx].zero_()
+        return value
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -47,6 +54,7 @@ class Plan:
         entries: One per tensor, in registration order.
         calibrate_: The calibration that is still to come, None if none is.
         traced: Whether a forward pass was observed.
+        meta_buffers: Buffers that were on the meta device, whose values no plan knows.
 
     Example:
         >>> from lightning_init import make_plan
@@ -58,6 +66,7 @@ class Plan:
     entries: tuple[PlanEntry, ...]
     calibrate_: Calibrator | None = None
     traced: bool = False
+    meta_buffers: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Distribution:
         """The distribution of a tensor, by any of its names."""
@@ -102,7 +111,10 @@ class Plan:
         total = sum(entry.info.numel for entry in self.entries)
         drawn = [entry for entry in self.entries if entry.written]
         share = sum(entry.info.numel for entry in drawn)
-        strange = sum(entry.info.role is Role.OTHER for entry in self.entries)
+        strange = sum(
+            entry.info.role is Role.OTHER and "companion" not in entry.info.flags
+            for entry in self.entries
+        )
         seen = (
             ""
             if self.traced or not drawn

@@ -8,9 +8,10 @@ from torch import nn
 
 from lightning_init.architecture.analyze import analyze
 from lightning_init.architecture.arguments import unknown
-from lightning_init.architecture.names import unwrap
+from lightning_init.architecture.names import canonical, named_weights, unwrap
 from lightning_init.architecture.params import Architecture, ParamInfo
-from lightning_init.architecture.provenance import examine
+from lightning_init.architecture.provenance import examine, note_empty
+from lightning_init.strategies.assigned import through_parametrizations
 from lightning_init.strategies.distributions import Distribution, Keep
 from lightning_init.strategies.initializers import Initializer, Overridden, Scaled, matches
 from lightning_init.strategies.parts import decide
@@ -22,14 +23,16 @@ Scope = str | Sequence[str]
 StrategyLike = str | InitSpec | Strategy | Initializer
 
 _REFUSED = {
-    "lazy": "has no shape yet: run the model once on a batch first",
-    "meta": "is on the meta device: materialize the model first (`model.to_empty(device=...)`)",
     "sharded": "is sharded: initialize before the model is wrapped",
     "quantized": "is quantized: initialize before quantizing",
-    "parametrized": "is computed from other tensors (weight_norm, spectral_norm, pruning): "
-    "initialize before parametrizing",
+    "parametrized": "belongs to a computed weight that cannot be assigned to: initialize before "
+    "parametrizing",
     "complex": "is complex: this scheme draws real numbers",
 }
+
+
+class NoShapeError(ValueError):
+    """A lazy tensor is to be drawn, and no forward pass has shown its shape."""
 
 
 def resolve(strategy: StrategyLike) -> Strategy:
@@ -66,11 +69,15 @@ def make_plan(
 ) -> Plan:
     """Decide what every tensor of a model is drawn from; changes nothing.
 
+    A parametrized weight is one entry, decided as if it were not parametrized; the parameters
+    behind it are set with it. A model on the meta device can be planned: shapes suffice.
+
     Args:
         model: Any module, wrapped or not.
         strategy: A name, an `InitSpec`, a `Strategy`, or a function `ParamInfo -> Distribution`.
         forward: A call without arguments that runs the model once; without it, residual
-            branches and functional activations are not seen.
+            branches and functional activations are not seen, and lazy layers have no shapes.
+            The model is left as it was: lazy layers stay lazy.
         scope: `"untrained"` leaves frozen, trained, loaded and adapter weights alone; `"all"`
             writes everything; glob patterns on names write what they match, and nothing else.
 
@@ -79,7 +86,8 @@ def make_plan(
 
     Raises:
         ValueError: If a pattern or an override matches nothing, or a tensor that would be drawn
-            cannot be (lazy, meta, sharded, quantized, parametrized): nothing has been changed.
+            cannot be (lazy without `forward`, sharded, quantized, complex, behind a
+            parametrization without `right_inverse`): nothing has been changed.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -99,14 +107,19 @@ def make_plan(
     entries = tuple(
         PlanEntry(info, _decide(info, chosen.initializer, scope, patterns)) for info in infos
     )
-    _refuse(entries)
+    _refuse(model, entries, architecture.traced)
+    entries = through_parametrizations(model, entries)
     calibrate = chosen.calibrate_ if any(entry.written for entry in entries) else None
-    return Plan(entries, calibrate, architecture.traced)
+    note_empty(model)
+    buffers = tuple(canonical(name) for name, buffer in model.named_buffers() if buffer.is_meta)
+    return Plan(entries, calibrate, architecture.traced, buffers)
 
 
 def _decide(
     info: ParamInfo, initializer: Initializer, scope: Scope, patterns: list[str] | None
 ) -> Distribution:
+    if "companion" in info.flags:
+        return Keep(info.evidence)
     if patterns is not None:
         if not any(matches(pattern, info) for pattern in patterns):
             return Keep(f"outside scope {', '.join(patterns)}")
@@ -124,15 +137,32 @@ def _decide(
     return distribution
 
 
-def _refuse(entries: tuple[PlanEntry, ...]) -> None:
+def _refuse(model: nn.Module, entries: tuple[PlanEntry, ...], traced: bool) -> None:
+    computed = named_weights(model)
     for flag, why in _REFUSED.items():
-        hit = [e.info.name for e in entries if e.written and flag in e.info.flags]
+        hit = [
+            e.info.name
+            for e in entries
+            if e.written
+            and flag in e.info.flags
+            and not (flag == "parametrized" and e.info.names in computed)
+        ]
         if hit:
-            more = f" and {len(hit) - 1} more" if len(hit) > 1 else ""
-            raise ValueError(
-                f"cannot initialize: {hit[0]}{more} {why}; or leave such tensors alone by a "
-                "`scope` that names the others. Nothing has been changed"
-            )
+            raise ValueError(_refusal(hit, why))
+    hit = [
+        e.info.name for e in entries if e.written and "lazy" in e.info.flags and not e.info.shape
+    ]
+    if hit:
+        why = "not reached by `forward`" if traced else "pass forward=lambda: model(batch)"
+        raise NoShapeError(_refusal(hit, f"is lazy and has no shape yet: {why}"))
+
+
+def _refusal(names: list[str], why: str) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"cannot initialize: {names[0]}{more} {why}; or leave such tensors alone by a "
+        "`scope` that names the others. Nothing has been changed"
+    )
 
 
 def check_scope(scope: Scope) -> list[str] | None:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 
+from lightning_init.architecture.names import drawing_name
+
 # Nobody types a larger seed: the system's own initial seed of a process is drawn above it.
 _TYPED = 2**32
 
@@ -65,5 +67,5 @@ def generator_for(seed: int, names: tuple[str, ...]) -> torch.Generator:
         >>> torch.rand(1, generator=generator_for(0, ("a",))).shape
         torch.Size([1])
     """
-    digest = hashlib.sha256(f"{check_seed(seed)}|{min(names)}".encode()).digest()
+    digest = hashlib.sha256(f"{check_seed(seed)}|{drawing_name(names)}".encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)

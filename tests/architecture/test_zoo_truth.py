@@ -73,6 +73,12 @@ def norm_scales(model):
     return [name for name in tensor_names(model) if TRUTH[model].role(name) == "norm_scale"]
 
 
+def registered(model, info):
+    """The names of a tensor without that of the weight which is computed from it."""
+    all_names = {name for names in tensor_names(model).values() for name in names}
+    return tuple(name for name in info.names if name in all_names)
+
+
 # kind: what is true of a model, what the analysis says of it
 FACTS = {
     "roles": (
@@ -81,7 +87,7 @@ FACTS = {
     ),
     "ties": (
         tensor_names,
-        lambda model, seen: {name: seen[name].names for name in tensor_names(model)},
+        lambda model, seen: {name: registered(model, seen[name]) for name in tensor_names(model)},
     ),
     "used": (
         lambda model: {n: n not in TRUTH[model].unused for n in tensor_names(model)},

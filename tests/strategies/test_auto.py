@@ -45,7 +45,10 @@ SMOOTH = ["relu", "leaky_relu", "gelu", "silu", "elu", "mish", "softplus"]
         ({"role": Role.EMBEDDING}, Normal(1.0)),
         ({"role": Role.POSITION, "layer": "Embedding"}, Normal(1.0)),
         ({"normalized": True, "activation": "relu"}, Uniform(-(50**-0.5), 50**-0.5)),
-        ({"normalized": True, "ends_branch": True, "num_branches": 4}, Uniform(-(50**-0.5), 50**-0.5)),
+        (
+            {"normalized": True, "ends_branch": True, "num_branches": 4},
+            Uniform(-(50**-0.5), 50**-0.5),
+        ),
         ({"role": Role.RECURRENT}, Orthogonal((OUT, IN), 1.0)),
         ({"is_output": True}, Normal(0.5 / 50**0.5)),
         ({"is_output": True, "traits": {"attention"}}, Normal(0.5 / 50**0.5)),
