@@ -136,9 +136,10 @@ def describe(module: nn.Module) -> dict[str, Described]:
             }
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         # GPT-2's layer in transformers: a linear map stored (in, out), no subclass of nn.Linear.
+        # Its N(0, 0.02^2) is the recipe of a model, not a default that nobody chose.
         rows, columns = module.get_parameter("weight").shape
         return {
-            "weight": Described(Role.WEIGHT, rows, columns, default=Default("normal", 0.02)),
+            "weight": Described(Role.WEIGHT, rows, columns),
             "bias": Described(Role.BIAS, rows, default=Default("constant", 0.0)),
         }
     return {}
