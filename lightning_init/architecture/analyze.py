@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from lightning_init.architecture.adapters import mark_adapters
 from lightning_init.architecture.layers import (
     Described,
     activation_name,
@@ -50,7 +51,7 @@ def analyze(model: nn.Module, forward: Callable[[], object] | None = None) -> Ar
         ('relu', True)
     """
     model = unwrap(model)
-    infos = _from_modules(model)
+    infos = mark_adapters(model, _from_modules(model))
     traits = module_traits(model)
     lazy = any("lazy" in info.flags for info in infos.values())  # a pass would give them shapes
     if forward is None or lazy:
