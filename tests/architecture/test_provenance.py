@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_init import analyze, initialize_, make_plan
+from lightning_init.architecture.judge import examine
 from lightning_init.architecture.names import named_tensors
-from lightning_init.architecture.provenance import examine, has_structure, record_of
+from lightning_init.architecture.provenance import record_of
+from lightning_init.architecture.values import has_structure
 from tests.zoo import ZOO, ids, noise
 
 
