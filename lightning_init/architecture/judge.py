@@ -29,7 +29,7 @@ _STEPS = 4  # writes in place that constructors and `torch.nn.init` need for a b
 _WITNESS = 8  # elements of a layer's biases, or norm, from which on they tell of steps
 _STILL = 1e-5  # rms of a bias that nobody would miss; some models draw theirs at 1e-6
 
-MARKED = "marked as loaded or trained"
+MARKED = "marked so"
 SHOWN = "its values show it"
 DOUBT = "in doubt, beside such weights"
 

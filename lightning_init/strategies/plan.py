@@ -120,7 +120,7 @@ class Plan:
         left = [
             why
             for why in ("frozen", "adapter", TRAINED)
-            if any(reason == why or reason.startswith(f"{why} (") for reason in reasons)
+            if any(reason == why or reason.startswith(f"{why}:") for reason in reasons)
         ]
         hints = []
         if left:

@@ -118,7 +118,7 @@ def _decide(
             if flag in info.flags:
                 return PlanEntry(info, Keep(flag))
         if verdict.provenance == "pretrained":
-            return PlanEntry(info, Keep(f"{TRAINED} ({verdict.why})"))
+            return PlanEntry(info, Keep(f"{TRAINED}: {verdict.why}"))
     distribution = initializer(info)
     if not isinstance(distribution, Distribution):
         raise TypeError(
