@@ -49,17 +49,17 @@ def looks_default(tensor: Tensor, default: Default | None, padding_idx: int | No
         rows = torch.arange(values.shape[0], device=values.device)
         values = values[rows != padding_idx % tensor.shape[0]]
     values = part(values).float() if tensor.ndim > 1 else values[:_PART].float()
-    n = values.numel()
-    if (
-        default.kind == "uniform"
-        and n
-        and float(values.abs().max()) > default.value * _slack(tensor)
-    ):
+    if (n := values.numel()) == 0:
+        return True
+    largest = float(values.abs().max())
+    if largest < default.value * 10 ** (-7 / n):  # so small with probability 1e-7 at most
+        return False
+    if default.kind == "uniform" and largest > default.value * _slack(tensor):
         return False
     expected = default.value / (math.sqrt(3) if default.kind == "uniform" else 1)
-    rms = float(torch.linalg.vector_norm(values)) / math.sqrt(max(n, 1))
+    rms = float(torch.linalg.vector_norm(values)) / math.sqrt(n)
     if n < _FEW:  # no statistics on a handful of numbers: within 6 sigma is all one can ask
-        return not n or float(values.abs().max()) <= 6 * expected
+        return largest <= 6 * expected
     spread = 0.9 if default.kind == "uniform" else 2.0  # variance of (w / std)^2
     if abs(rms**2 / expected**2 - 1) > 6 * math.sqrt(spread / n):
         return False
@@ -95,20 +95,20 @@ def has_drifted(tensor: Tensor, default: Default | None) -> bool:
 
 
 def is_constant(tensor: Tensor) -> bool:
-    """Whether all values are the same, block by block at most (the gates of an LSTM's bias).
+    """Whether all values are the same, or those of each gate (an LSTM has 4, a GRU 3).
 
     Example:
-        >>> is_constant(torch.zeros(8)), is_constant(torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0, 0.0]))
+        >>> is_constant(torch.zeros(5)), is_constant(torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0, 0.0]))
         (True, True)
         >>> is_constant(torch.arange(6.0))
         False
     """
     if not readable(tensor) or tensor.numel() == 0:
         return False
-    flat = tensor.detach().flatten()
-    return bool((flat == flat[0]).all()) or (
-        flat.numel() >= 4 and int((flat[1:] != flat[:-1]).sum()) * 2 <= min(flat.numel(), 6)
-    )
+    flat, n = tensor.detach().flatten(), tensor.numel()
+    counts = [1] + [count for count in (3, 4) if n % count == 0 and n > count]
+    gates = (flat.view(count, -1) for count in counts)
+    return any(bool((gate == gate[:, :1]).all()) for gate in gates)
 
 
 def is_pattern(tensor: Tensor) -> bool:
