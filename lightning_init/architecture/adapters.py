@@ -12,7 +12,6 @@ tensor of an embedding at zero and draws the up tensor, the reverse of what it d
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -123,14 +122,12 @@ def _declared(module: nn.Module) -> Iterator[nn.Parameter]:
     names += _protocol(module)
     for name in names:
         yield from _parameters(_attribute(module, name))
-    if isinstance(getattr(module, "peft_config", None), dict):
-        # Prompt tuning has no layers of its own; a few tuners declare no more than a prefix.
+    if isinstance(getattr(module, "peft_config", None), dict):  # prompts are no layers
         yield from _parameters(getattr(module, "prompt_encoder", None))
-        prefix = getattr(module, "prefix", None)
-        if isinstance(prefix, str) and prefix:
-            for name, parameter in module.named_parameters():
-                if any(part.startswith(prefix) for part in name.split(".")):
-                    yield parameter
+    if type(module).__module__.startswith(
+        "peft.tuners"
+    ):  # what its own classes hold (LLaMA-Adapter)
+        yield from module.parameters(recurse=False)
 
 
 def _has(module: nn.Module) -> bool:
@@ -143,8 +140,7 @@ def _protocol(module: nn.Module) -> list[str]:
     if not callable(method) or isinstance(method, nn.Module):
         return []
     try:
-        needs = inspect.signature(method).parameters.values()
-        listed = [] if any(p.default is p.empty for p in needs) else method()
+        listed = method()
     except Exception:  # another library's method of the same name: no evidence
         return []
     return [n for n in listed if isinstance(n, str)] if isinstance(listed, (list, tuple)) else []

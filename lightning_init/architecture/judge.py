@@ -91,11 +91,12 @@ class _Court:
 
     def verdicts(self) -> dict[tuple[str, ...], Verdict]:
         """For every tensor; a tensor shares its fate with the others of its layer."""
-        matrices = {i.names for i in self.infos if i.role in (Role.WEIGHT, Role.RECURRENT)}
+        # A frozen table of unknown use may be a filter bank that nobody learned.
+        votes = {i.names for i in self.infos if "frozen" not in i.flags or i.role is not Role.OTHER}
         trained = (
             any(info.provenance == "pretrained" for info in self.infos)
             or any(self.moved.values())
-            or bool(self.shown & matrices)
+            or bool(self.shown & votes)
         )
         found = {info.names: self._verdict(info, trained) for info in self.infos}
         # A bias that training moved little looks fresh, but its weight beside it does not.

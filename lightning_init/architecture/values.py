@@ -70,8 +70,8 @@ def has_drifted(tensor: Tensor, default: Default | None) -> bool:
     """Whether a tensor is a uniform default draw whose sharp edges a few steps have blurred.
 
     A wider uniform draw has entries up to its largest one with equal density: n (1 - b / max) of n
-    lie beyond the bound b. Steps of different sizes leave fewer, at least 5 standard errors and a
-    quarter fewer; kurtosis (1.8 of a uniform, 3 of a normal draw) and spread stay near those of
+    lie beyond the bound b. Steps of different sizes leave fewer, by 5 standard errors at least;
+    kurtosis (1.8 of a uniform, 3 of a normal draw) and spread stay near those of
     the draw.
 
     Example:
@@ -91,7 +91,7 @@ def has_drifted(tensor: Tensor, default: Default | None) -> bool:
     if not 0.75 < 3 * square < 1.35 or float((size**4).mean()) / square**2 > 2.2:
         return False
     expected = n * (1 - 1 / largest)
-    return beyond < 0.75 * expected and expected - beyond > 5 * math.sqrt(expected)
+    return expected - beyond > 5 * math.sqrt(expected)
 
 
 def is_constant(tensor: Tensor) -> bool:
@@ -140,7 +140,7 @@ def has_structure(tensor: Tensor) -> bool:
 
     Looks at a part of at most 512 x 512: excess kurtosis above 0.3, row or column means or
     variances that spread 8 standard errors too widely, or a singular value 6 Tracy-Widom units
-    beyond the Marchenko-Pastur edge. Rows and columns of zeros (padding) and the mean of a square
+    beyond the Marchenko-Pastur edge. Rows of zeros (padding) and the mean of a square
     tensor's diagonal (an identity beside noise) do not count, nor do zeros that every column has
     equally many of (`torch.nn.init.sparse_`).
 
@@ -159,7 +159,6 @@ def has_structure(tensor: Tensor) -> bool:
         return False
     matrix = part(tensor).float().cpu()
     matrix = matrix[(matrix != 0).any(1)]
-    matrix = matrix[:, (matrix != 0).any(0)]
     rows, columns = matrix.shape
     if min(rows, columns) < 8:
         return False

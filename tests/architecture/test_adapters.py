@@ -158,6 +158,12 @@ def test_layouts_written_by_hand(layout, traced):
     assert not [name for name in others if "adapter" in seen[name].flags]
 
 
+def test_a_square_layer_is_read_as_libraries_store_it():
+    seen = analyze(nn.Sequential(Bare(12, 12)))
+    assert fans(seen["0.lora_A"]) == (12, 4)
+    assert fans(seen["0.lora_B"]) == (4, 12)
+
+
 def test_a_convolution_by_hand():
     model = nn.Module()
     model.lora_down, model.lora_up = nn.Conv2d(3, 2, 3, bias=False), nn.Conv2d(2, 8, 1, bias=False)

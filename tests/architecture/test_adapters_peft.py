@@ -125,6 +125,20 @@ def test_gpt2s_own_layer_and_prompts():
     assert roles(prompts) == {"prompt_encoder.default.embedding.weight": None}
 
 
+def llama():
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 30}
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**size, **heads))
+
+
+def test_a_tuner_that_declares_nothing():
+    model = adapted(
+        "AdaptionPromptConfig", llama, adapter_len=3, adapter_layers=1, task_type="CAUSAL_LM"
+    )
+    assert roles(model) == {name: None for name, p in model.named_parameters() if p.requires_grad}
+
+
 class Adapted(nn.Module):
     """A model inside which an adapted one is a part."""
 

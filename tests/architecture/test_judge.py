@@ -114,6 +114,7 @@ def test_an_unknown_spread_beside_trained_weights_is_left_alone():
 
 
 def test_loaded_word_vectors_do_not_make_the_rest_trained():
+    """Where biases vouch for it; doubt stays on the side of keeping."""
     model = nn.ModuleDict({"words": nn.Embedding(300, 64), "body": mlp()})
     vectors = noise(300, 4) @ noise(4, 64) + 0.5 * torch.randn(300, 64)
     model["words"].weight.data.copy_(vectors)
@@ -123,6 +124,40 @@ def test_loaded_word_vectors_do_not_make_the_rest_trained():
     found = provenance(model)
     assert found.pop("words.weight") == "pretrained"
     assert set(found.values()) == {"custom"}
+
+
+def test_a_frozen_table_of_filters_makes_nothing_trained():
+    model = nn.ModuleDict({"body": nn.Linear(64, 32)})
+    nn.init.kaiming_normal_(model["body"].weight)
+    model.filters = nn.Parameter(torch.linspace(0, 9, 4096).view(64, 64).sin(), requires_grad=False)
+    assert verdicts(model)["body.weight"] == ("custom", "")
+    model.filters.requires_grad_(True)
+    assert verdicts(model)["body.weight"] == ("pretrained", DOUBT)
+
+
+def test_a_norm_nearby_vouches_for_a_layer_without_bias():
+    """As in Llama's blocks."""
+    block = nn.ModuleDict({"project": nn.Linear(64, 64, bias=False), "norm": nn.RMSNorm(64)})
+    nn.init.normal_(block["project"].weight, std=0.02)
+    model = nn.ModuleDict({"encoder": trained(mlp), "block": nn.ModuleDict({"inner": block})})
+    assert verdicts(model)["block.inner.project.weight"] == ("custom", "")
+    block["norm"].weight.data.mul_(torch.linspace(0.99, 1.01, 64))
+    assert provenance(model)["block.inner.project.weight"] == "pretrained"
+
+
+def test_one_output():
+    model = nn.ModuleDict({"encoder": trained(mlp), "new": nn.Linear(128, 1)})
+    nn.init.xavier_normal_(model["new"].weight)
+    for value, expected in ((0.0, "custom"), (0.003, "pretrained")):
+        nn.init.constant_(model["new"].bias, value)
+        assert provenance(model)["new.weight"] == expected
+
+
+def test_a_constant_bias_is_no_sign_of_training():
+    model = nn.Linear(64, 16)
+    nn.init.kaiming_normal_(model.weight)
+    nn.init.constant_(model.bias, -4.6)
+    assert set(provenance(model).values()) == {"custom"}
 
 
 def test_norms_and_biases_that_people_draw():

@@ -62,6 +62,9 @@ def test_structure_is_not_a_question_for_small_constant_or_meta_tensors():
     assert not has_structure(torch.arange(4096).view(64, 64))
 
 
+BOUND = Default("uniform", 0.1)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     with torch.random.fork_rng(devices=[]):
@@ -133,6 +136,11 @@ def test_a_pattern_that_was_trained_is_none():
     padded = noise(100, 64) * torch.linspace(0.3, 2, 64)
     padded[0] = 0  # one zero in every column, but that is a padding row
     assert has_structure(padded)
+    signs = noise(100, 1).sign() @ noise(1, 64).sign()  # equal rows and columns, but one direction
+    spike = noise(100, 64) + 0.5 * signs
+    assert has_structure(spike)
+    spike[0] = 0
+    assert has_structure(spike)
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (128, 64), (32, 16, 3, 3)])
@@ -163,7 +171,9 @@ def test_other_draws_have_not_drifted(draw):
     for _ in range(20):
         weight = torch.empty(100, 100)
         draw(weight)
-        assert not has_drifted(weight, Default("uniform", 0.1))
+        assert not has_drifted(weight, BOUND)
+    for _ in range(300):  # few entries beyond the bound prove nothing
+        assert not has_drifted(torch.empty(100, 100).uniform_(-0.1001, 0.1001), BOUND)
     assert not has_drifted(weight, Default("normal", 0.1))
     assert not has_drifted(weight, None)
 
@@ -208,7 +218,7 @@ def test_the_draws_of_torch_are_known(name, shape):
 
 
 def test_other_draws_are_unknown():
-    for std in (0.0091, 0.013, 0.033, 0.17):
+    for std in (0.0091, 0.0102, 0.013, 0.033, 0.17):
         assert not is_known_draw(std * torch.randn(512, 512), 512, 512)
     assert not is_known_draw(0.02 * torch.randn(512, 512) + 0.001, 512, 512)
     assert not is_known_draw(0.02 * torch.randn(512, 512) ** 3 / 15**0.5, 512, 512)
