@@ -12,6 +12,7 @@ from dataclasses import replace
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from lightning_init.architecture.adapters import mark_adapters
 from lightning_init.architecture.evidence import evidence
 from lightning_init.architecture.layers import (
     Described,
@@ -98,9 +99,17 @@ def _with_originals(model: nn.Module, found: Architecture) -> tuple[ParamInfo, .
                     evidence=f"set together with {of[id(parameter)]}",
                 )
             )
-        else:
+        elif names[0] in known:
             params.append(known[names[0]])
-    return tuple(params)
+        else:  # a rule's own parameters, as those of a low-rank adapter
+            flags = flags_of(names, parameter) | {"parametrized"}
+            why = "part of the rule that computes a weight"
+            params.append(
+                ParamInfo(names, tuple(parameter.shape), Role.OTHER, flags=flags, evidence=why)
+            )
+    tensors = dict(named_tensors(model))
+    marked = mark_adapters(model, {id(tensors[info.names]): info for info in params})
+    return tuple(marked.values())
 
 
 def _of_plain(model: nn.Module, forward: Callable[[], object] | None) -> Architecture:

@@ -129,7 +129,11 @@ class Plan:
     def hint(self) -> str:
         """How to write what was left alone, `""` if nothing was."""
         reasons = {e.distribution.reason for e in self.entries if not e.written}
-        left = [reason for reason in ("frozen", "adapter", TRAINED) if reason in reasons]
+        left = [
+            why
+            for why in ("frozen", "adapter", TRAINED)
+            if any(reason == why or reason.startswith(f"{why}:") for reason in reasons)
+        ]
         hints = []
         if left:
             hints.append(f'{", ".join(left)}: scope="all", or their names, writes them')

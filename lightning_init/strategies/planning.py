@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from lightning_init.architecture.analyze import analyze
 from lightning_init.architecture.arguments import unknown
+from lightning_init.architecture.judge import Verdict, judge
 from lightning_init.architecture.names import canonical, named_weights, unwrap
 from lightning_init.architecture.params import Architecture, ParamInfo
-from lightning_init.architecture.provenance import examine, note_empty
+from lightning_init.architecture.provenance import note_empty
 from lightning_init.strategies.assigned import through_parametrizations
 from lightning_init.strategies.distributions import Distribution, Keep
 from lightning_init.strategies.initializers import Initializer, Overridden, Scaled, matches
@@ -78,8 +80,9 @@ def make_plan(
         forward: A call without arguments that runs the model once; without it, residual
             branches and functional activations are not seen, and lazy layers have no shapes.
             The model is left as it was: lazy layers stay lazy.
-        scope: `"untrained"` leaves frozen, trained, loaded and adapter weights alone; `"all"`
-            writes everything; glob patterns on names write what they match, and nothing else.
+        scope: `"untrained"` leaves frozen, trained, loaded, adapter and quantized weights alone,
+            and what may be trained; `"all"` writes everything; glob patterns on names write what
+            they match, and nothing else.
 
     Returns:
         The plan; `str(plan)` is one screen.
@@ -101,11 +104,10 @@ def make_plan(
     _check_patterns("scope", patterns or [], architecture)
     for keys in _override_keys(chosen.initializer):
         _check_patterns("override", keys, architecture)
-    infos = architecture.params
-    if scope == "untrained":
-        infos = examine(model, infos)
+    verdicts = judge(model, architecture.params) if scope == "untrained" else {}
     entries = tuple(
-        PlanEntry(info, _decide(info, chosen.initializer, scope, patterns)) for info in infos
+        _decide(info, chosen.initializer, patterns, verdicts.get(info.names))
+        for info in architecture
     )
     _refuse(model, entries, architecture.traced)
     entries = through_parametrizations(model, entries)
@@ -116,25 +118,28 @@ def make_plan(
 
 
 def _decide(
-    info: ParamInfo, initializer: Initializer, scope: Scope, patterns: list[str] | None
-) -> Distribution:
+    info: ParamInfo,
+    initializer: Initializer,
+    patterns: list[str] | None,
+    verdict: Verdict | None,
+) -> PlanEntry:
     if "companion" in info.flags:
-        return Keep(info.evidence)
-    if patterns is not None:
-        if not any(matches(pattern, info) for pattern in patterns):
-            return Keep(f"outside scope {', '.join(patterns)}")
-    elif scope == "untrained":
-        for flag in ("frozen", "adapter"):
+        return PlanEntry(info, Keep(info.evidence))
+    if patterns is not None and not any(matches(pattern, info) for pattern in patterns):
+        return PlanEntry(info, Keep(f"outside scope {', '.join(patterns)}"))
+    if verdict is not None:  # under scope="untrained"
+        info = replace(info, provenance=verdict.provenance)
+        for flag in ("quantized", "frozen", "adapter"):
             if flag in info.flags:
-                return Keep(flag)
-        if info.provenance == "pretrained":
-            return Keep(TRAINED)
+                return PlanEntry(info, Keep(flag))
+        if verdict.provenance == "pretrained":
+            return PlanEntry(info, Keep(f"{TRAINED}: {verdict.why}"))
     distribution = decide(initializer, info)
     if not isinstance(distribution, Distribution):
         raise TypeError(
             f"the initializer must return a Distribution, but for {info.name} gave {distribution!r}"
         )
-    return distribution
+    return PlanEntry(info, distribution)
 
 
 def _refuse(model: nn.Module, entries: tuple[PlanEntry, ...], traced: bool) -> None:

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_init import analyze, initialize_, make_plan
+from lightning_init.architecture.judge import examine
 from lightning_init.architecture.names import named_tensors
-from lightning_init.architecture.provenance import examine, has_structure, record_of
-from tests.zoo import BARE, TRANSFORMERS, ZOO, ids, noise
+from lightning_init.architecture.provenance import record_of
+from tests.zoo import BARE, TRANSFORMERS, ZOO, ids
 
 
 def provenance(model):
@@ -257,51 +258,6 @@ def test_a_trained_table_in_a_recurrent_model():
         F.cross_entropy(model(ids(8, 7)), torch.zeros(8, dtype=torch.long)).backward()
         optimizer.step()
     assert set(provenance(model).values()) == {"pretrained"}
-
-
-DRAWS = {
-    "normal": lambda w: nn.init.normal_(w),
-    "narrow": lambda w: nn.init.normal_(w, std=1e-4),
-    "uniform": lambda w: nn.init.uniform_(w, -1, 1),
-    "truncated": lambda w: nn.init.trunc_normal_(w),
-    "orthogonal": lambda w: nn.init.orthogonal_(w),
-    "kaiming": lambda w: nn.init.kaiming_uniform_(w, a=5**0.5),
-}
-SHAPES = [(8, 8), (16, 64), (200, 12), (64, 64), (100, 300), (32, 16, 3, 3), (600, 20), (9, 2000)]
-
-
-@pytest.mark.parametrize("name", DRAWS)
-def test_independent_draws_have_no_structure(name):
-    """48 draws of each kind, 288 together, and not one false alarm."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        for _ in range(6):
-            for shape in SHAPES:
-                assert not has_structure(DRAWS[name](torch.empty(shape))), shape
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda w: w + w[:, :1],
-        lambda w: w + 0.3 * noise(128, 1) @ noise(1, 128),
-        lambda w: w * torch.linspace(0.2, 2, 128)[:, None],
-        lambda w: w * torch.linspace(0.2, 2, 128),
-        lambda w: w**3,
-        lambda w: w + torch.linspace(-1, 1, 128),
-    ],
-)
-def test_structure_is_found(spoil):
-    draw = torch.randn(128, 128, generator=torch.Generator().manual_seed(5))
-    assert not has_structure(draw)
-    assert has_structure(spoil(draw))
-
-
-def test_structure_is_not_a_question_for_small_constant_or_meta_tensors():
-    for tensor in (torch.ones(64, 64), torch.zeros(64, 64), torch.randn(7, 900).cumsum(1)):
-        assert not has_structure(tensor)
-    assert not has_structure(torch.empty(64, 64, device="meta"))
-    assert not has_structure(torch.arange(4096).view(64, 64))
 
 
 def test_examining_writes_nothing():

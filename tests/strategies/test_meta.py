@@ -126,4 +126,4 @@ def test_memory_with_values_of_before_does_not_count_as_trained():
     assert {e.info.provenance for e in plan} == {"fresh"}
     with torch.no_grad():
         model[3].weight.mul_(1.0)  # as loading does
-    assert make_plan(model, "normal")["3.weight"].reason == "trained or loaded"
+    assert make_plan(model, "normal")["3.weight"].reason.startswith("trained or loaded")

@@ -269,6 +269,13 @@ def test_what_cannot_be_drawn_may_be_left_alone():
     assert initialize_(lazy(), "keep", seed=0).summary()
 
 
+def test_quantized_tensors_are_left_alone_with_their_reason():
+    plan = initialize_(quantized(), "kaiming_normal", seed=0)
+    assert written(plan) == {"0.weight", "0.bias", "1.bias"}
+    assert plan["1.weight"] == Keep("quantized")
+    assert 'scope="all"' not in plan.hint(), "that would be refused"
+
+
 def test_a_strategy_is_a_name_a_spec_a_strategy_or_a_function():
     rule = lambda info: Normal(0.5)  # noqa: E731
     model = nn.Linear(4, 4)
