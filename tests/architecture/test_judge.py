@@ -6,16 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.provenance_models import (
-    HEADS,
-    LIGHT,
-    Case,
-    huggingface,
-    mlp,
-    on_digits,
-    patterns,
-    unmarked,
-)
+from benchmarks.provenance_models import Case, huggingface, patterns
+from benchmarks.provenance_trained import HEADS, LIGHT, mlp, on_digits, unmarked
 from lightning_init import analyze, make_plan
 from lightning_init.architecture.judge import DOUBT, MARKED, SHOWN, judge
 from tests.zoo import noise
@@ -59,14 +51,14 @@ def test_nets_that_took_a_few_steps(name, kind, rate):
 def test_models_of_transformers_are_not_taken_for_trained():
     pytest.importorskip("transformers")
     seen = 0
-    for case in huggingface(seeds=1):
+    for case in huggingface([0]):
         assert "pretrained" not in provenance(case.model).values(), type(case.model)
         seen += 1
     assert seen >= 11
 
 
 def test_one_odd_tensor_is_custom():
-    for case in patterns(seeds=1):
+    for case in patterns([0]):
         found = provenance(case.model)
         assert found.pop("set.weight") == "custom"
         found.pop("set.bias", None)  # zero: custom beside a default weight

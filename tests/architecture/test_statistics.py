@@ -218,11 +218,14 @@ def test_the_draws_of_torch_are_known(name, shape):
 
 
 def test_other_draws_are_unknown():
-    for std in (0.0091, 0.0102, 0.013, 0.033, 0.17):
+    for std in (0.0091, 0.0101, 0.013, 0.033, 0.17):
         assert not is_known_draw(std * torch.randn(512, 512), 512, 512)
     assert not is_known_draw(0.02 * torch.randn(512, 512) + 0.001, 512, 512)
     assert not is_known_draw(0.02 * torch.randn(512, 512) ** 3 / 15**0.5, 512, 512)
     assert not is_known_draw(torch.zeros(8), 8, 8)
+    padded = 0.0091 * torch.randn(512, 512)
+    padded[0] = 0  # no `sparse_`, though every column has one zero
+    assert not is_known_draw(padded, 512, 512)
 
 
 def test_every_row_of_a_large_table_may_be_looked_at():
