@@ -170,7 +170,9 @@ class _Court:
             return True
         if self.built[info.names] == "bounded":
             return False
-        return has_drifted(tensor, default) or has_structure(tensor)
+        # What a rule makes of a draw (an orthogonal matrix) has edges of its own.
+        plain_draw = tensor is self.tensors[info.names]
+        return (plain_draw and has_drifted(tensor, default)) or has_structure(tensor)
 
     def _stepped(self, info: ParamInfo) -> bool:
         """Whether a tensor and those beside it were written many times, as an optimizer does.

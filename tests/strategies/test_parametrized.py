@@ -313,7 +313,9 @@ def test_trained_weights_are_kept(kind):
         model(noise(16, 12)).square().mean().backward()
         optimizer.step()
     plan = make_plan(model, "normal")
-    assert plan["0.weight"] == plan["2.weight"] == Keep("trained or loaded")
+    for name in ("0.weight", "2.weight"):
+        assert isinstance(plan[name], Keep)
+        assert plan[name].reason.startswith("trained or loaded")
 
 
 def test_what_we_wrote_is_ours_to_write_again():
