@@ -40,7 +40,8 @@ class Graph:
             layers = op.seen.get("layers", 1) if op.is_weight_layer else 0
             self.depth.append(depth + layers)
             self.weights |= int(op.is_weight_layer) << index
-            learned |= int(op.is_weight_layer or op.kind in LOOKUPS) << index
+            made = op.is_weight_layer or op.kind in LOOKUPS or op.kind == "learned"
+            learned |= int(made) << index
         self._learned = learned
 
     def past(self, index: int) -> int:
@@ -67,8 +68,16 @@ class Graph:
             return [value.op] if hasattr(value, "op") else []
         if op.kind in ("mul", "addcmul", "lerp") or op.kind in PRODUCTS:
             open_ = [source for source in inputs if not self.is_gate(source)]
-            return open_ or inputs
+            return self._unstretched(index, open_ or inputs)
         return inputs
+
+    def _unstretched(self, index: int, factors: list[int]) -> list[int]:
+        """The factors of an elementwise product that have its size, if any is stretched to it."""
+        if self.ops[index].kind in PRODUCTS or len(factors) < 2:
+            return factors
+        outs = {source: self.ops[source].out for source in (index, *factors)}
+        sizes = {source: 0 if out is None else out.numel() for source, out in outs.items()}
+        return [source for source in factors if sizes[source] >= sizes[index]] or factors
 
     def is_gate(self, index: int) -> bool:
         """Whether a signal is the result of a sigmoid or softmax, at most seen from another side."""

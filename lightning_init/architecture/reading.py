@@ -61,7 +61,7 @@ def read(ops: list[Op]) -> Reading:
     functions = Nonlinearities(graph, frozenset(call for b in branches for call in b.sums))
     uses: dict[int, list[tuple[int, int, Weight]]] = defaultdict(list)
     for index, op in enumerate(ops):
-        for place, weight in op.weights:
+        for place, weight in () if "computes" in op.seen else op.weights:
             for parameter in weight.params:
                 uses[parameter].append((index, place, weight))
     pieces = _pieces(graph)
@@ -101,20 +101,21 @@ def _fact(
         fact = replace(fact, identity=1.0 - weight.plus)
     if op.product is not None and place == op.matrix and weight.params[0] == parameter:
         found = op.product
-        stacked = round(1 / op.seen["share"]) if len(weight.shape) > 2 else 1
-        blocks = found.blocks if op.kind in CONVOLUTIONS else found.blocks * stacked
+        share = op.seen["share"]  # of the parameter in the operand: less of stacked experts
+        whole = share < 1 and (len(weight.shape) == 2 or op.kind in CONVOLUTIONS)
+        blocks = max(1, found.blocks if whole else round(found.blocks / share))
         fan_out = found.fan_out
         if attends is not None and op.kind not in CONVOLUTIONS:  # (heads, width, head): one matrix
             blocks, fan_out = 1, fan_out * blocks
         axis = op.seen.get("axis", found.axis or 0)
         fact = replace(fact, fan_in=found.fan_in, fan_out=fan_out, blocks=blocks, axis=axis)
-    parts = attends.rows if attends is not None else ()
+    parts = attends.rows if attends is not None and "grid" not in op.seen else ()
     matrix = _matrix(op)
     if not parts and not usage.is_output and not usage.attention:
         parts = pieces.get(parameter, pieces.get(matrix, ()) if place != op.matrix else ())
     if parts:
         size = sum(part.size for part in parts) / len(parts)
-        row = fact.fan_out / len(op.seen["numbers"]) if "numbers" in op.seen else 1.0
+        row = fact.fan_out / op.seen["numbers"].numel() if "numbers" in op.seen else 1.0
         fact = replace(fact, parts=parts, blocks=len(parts), fan_out=size * row)
     if role in (Role.EMBEDDING, Role.POSITION):
         fact = replace(
@@ -186,8 +187,11 @@ def _pieces(graph: Graph) -> dict[int, tuple[Part, ...]]:
         layer = listed[0][0][0]
         if any(other is not layer or len(rows) < 2 for ((other, rows),) in listed):
             continue
-        numbers = [rows for ((_, rows),) in listed]
-        if sorted(row for rows in numbers for row in rows) != list(range(layer.seen["rows"])):
+        numbers, total = [rows for ((_, rows),) in listed], layer.seen["rows"]
+        if "grid" in layer.seen:  # the same parts in each of several matrices
+            total = layer.seen["numbers"].shape[-1]
+            numbers = [sorted({row % total for row in rows}) for rows in numbers]
+        if sorted(row for rows in numbers for row in rows) != list(range(total)):
             continue
         parts = tuple(Part(str(i), ranges(rows)) for i, rows in enumerate(numbers))
         found.setdefault(_matrix(layer), parts)

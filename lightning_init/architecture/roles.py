@@ -31,6 +31,8 @@ def role_of(
         The role, and what was seen; `""` where the role says it all.
     """
     op = graph.ops[index]
+    if op.kind == "learned":
+        return Role.OTHER, "a learned input"
     if not main:
         return Role.OTHER, "computes a weight together with others"
     if op.product is not None:

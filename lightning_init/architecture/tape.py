@@ -30,6 +30,7 @@ from lightning_init.architecture.operations import (
     FRESH,
     MOVEMENTS,
     SPLITS,
+    TAKES_INPUT,
     Function,
     in_place,
     kind,
@@ -103,6 +104,8 @@ class Tape(TorchFunctionMode):
             return [self._source(given) for _ in call.results]
         if (weights := derived(name, call)) is not None:
             return weights
+        if name in TAKES_INPUT:
+            self._learned_inputs(name, call)
         if all(isinstance(known, Signal) and known.constant for known in call.before):
             return [self._source(given=False) for _ in call.results]
         signals = tuple(known for known in call.before if isinstance(known, Signal))
@@ -114,7 +117,7 @@ class Tape(TorchFunctionMode):
             out=first,
             base=self._rows,
         )
-        observe(op, call)
+        observe(self.ops, op, call)
         rows = rows_of(op, call)
         self._rows += op.seen.get("rows", 0)
         if name not in SPLITS:
@@ -125,6 +128,18 @@ class Tape(TorchFunctionMode):
         return [
             Signal(self._append(piece), labels) for piece, labels in zip(pieces, rows, strict=True)
         ]
+
+    def _learned_inputs(self, name: str, call: Call) -> None:
+        """A parameter that a layer takes as its input is a signal from there on: a learned query."""
+        places = range(3) if name == "scaled_dot_product_attention" else range(1)
+        for place in places:
+            weight = call.before[place]
+            if isinstance(weight, Weight):
+                signal = Signal(self._append(Op("learned", weights=((0, weight),))))
+                call.before[place] = signal
+                for key, known in self._known.items():
+                    if isinstance(known, Weight) and known.params == weight.params:
+                        self._known[key] = signal
 
     def _append(self, op: Op) -> int:
         for source in op.inputs:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_init.architecture.calls import Call, Op, Signal, Weight
+from lightning_init.architecture.composed import kernel, product_by_sum
 from lightning_init.architecture.operations import (
     ADDITIONS,
     CONVERSIONS,
@@ -18,13 +19,15 @@ from lightning_init.architecture.operations import (
     MOVEMENTS,
     SAME_SHAPE,
     SPLITS,
+    TAKES_INPUT,
 )
 from lightning_init.architecture.products import (
+    Side,
     argument,
     operands,
     owner_of_last,
     product,
-    shared_width,
+    sides,
 )
 
 
@@ -66,6 +69,8 @@ def derived(name: str, call: Call) -> list[Weight] | None:
 def _is_lookup(name: str, call: Call) -> bool:
     """Whether integers choose rows of a parameter: `table[index]`."""
     if name not in ("getitem", "index_select", "gather", "take_along_dim", "index"):
+        return False
+    if call.given[0].ndim > 2:  # matrices of experts are chosen, not rows
         return False
     return isinstance(call.before[0], Weight) and any(
         not tensor.is_floating_point() and tensor.dtype != torch.bool and tensor.ndim
@@ -113,7 +118,7 @@ def _replay(name: str, call: Call, stand_ins: dict[int, Tensor]) -> list[Tensor]
     return found if fits else None
 
 
-def observe(op: Op, call: Call) -> None:
+def observe(ops: list[Op], op: Op, call: Call) -> None:
     """Add to a new entry of the tape what only the call's arguments can tell."""
     name, seen = op.kind, op.seen
     factors = operands(name, call.args, call.kwargs)
@@ -121,6 +126,10 @@ def observe(op: Op, call: Call) -> None:
         left, right = (call.known(factor) for factor in factors[:2])
         on_left = isinstance(left, Weight) and not isinstance(right, Weight)
         weight, tensor = (left, factors[0]) if on_left else (right, factors[1])
+        if isinstance(weight, Signal) and name in TAKES_INPUT:
+            weight = kernel(ops, weight, tensor.numel())
+            at = next(i for i, given in enumerate(call.given) if given is tensor)
+            op.weights = (*((at, weight),) * (weight is not None), *op.weights)
         if isinstance(weight, Weight):
             op.product = product(name, call.args, call.kwargs, tensor, on_left)
             op.matrix = next(i for i, given in enumerate(call.given) if given is tensor)
@@ -129,19 +138,14 @@ def observe(op: Op, call: Call) -> None:
                 _output_rows(op, weight, tensor, call.results[0])
         elif isinstance(left, Signal) and isinstance(right, Signal):
             last = owner_of_last(name, call.args)
-            pair = (left, right)
+            pair = tuple(zip((left, right), sides(name, call.args), strict=True))
             seen["meet"] = (pair[1 - last], pair[last])  # the second owns the last dimension
-            seen["width"] = shared_width(name, call.args, call.kwargs)
-            seen["widths"] = (int(factors[0].shape[-1]), int(factors[1].shape[-1]))
-            seen["pair"] = pair
     elif name == "scaled_dot_product_attention":
         parts = [
             argument(call.args, call.kwargs, i, n) for i, n in enumerate(("query", "key", "value"))
         ]
-        seen["parts"] = [(call.known(part), int(part.shape[-1])) for part in parts]
-    elif name == "softmax":
-        dim = argument(call.args, call.kwargs, 1, "dim")
-        seen["last"] = dim is None or dim in (-1, call.given[0].ndim - 1)
+        summed = (Side((-1,), (-2, -1)), Side((-1,), (-2, -1)), Side((-2,), (-2, -1)))
+        seen["parts"] = [(call.known(p), side) for p, side in zip(parts, summed, strict=True)]
     elif name in LOOKUPS or _is_lookup(name, call):
         seen["lookup"] = _positions(call)
     elif name in RECURRENT_LAYERS:
@@ -150,6 +154,10 @@ def observe(op: Op, call: Call) -> None:
         )
     elif name == "mul" and op.weights and len(call.given) == 2:
         seen["normalized"] = _is_normalized(op, call)
+        place = op.weights[0][0]
+        seen["shapes"] = (call.given[place].shape, call.given[1 - place].shape)
+    elif name == "sum":
+        product_by_sum(ops, op, call)
 
 
 RECURRENT_LAYERS = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
@@ -158,12 +166,21 @@ RECURRENT_LAYERS = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 def _output_rows(op: Op, weight: Weight, tensor: Tensor, out: Tensor) -> None:
     """Which rows of the parameter make which features of the result."""
     assert op.product is not None
-    axis, feature = op.product.axis, op.product.feature
+    axis, feature, grid = op.product.axis, op.product.feature, op.product.grid
+    if grid and weight.raw:
+        shape = [1] * -min(at for _, at in grid)
+        for own, at in grid:
+            shape[at] = tensor.shape[own]
+        count = math.prod(shape)
+        op.seen.update(numbers=torch.arange(count).view(shape), rows=count, grid=True)
+        return
     if axis is None or out.ndim < -feature or out.shape[feature] != tensor.shape[axis]:
         return
     count = tensor.shape[axis]
+    after = [1] * (-feature - 1)
     if weight.raw:
-        op.seen.update(axis=axis, numbers=torch.arange(count), rows=weight.shape[axis])
+        op.seen.update(axis=axis, numbers=torch.arange(count).view(-1, *after))
+        op.seen["rows"] = weight.shape[axis]
         return
     if not weight.indices or not tensor.numel():
         return
@@ -174,7 +191,7 @@ def _output_rows(op: Op, weight: Weight, tensor: Tensor, out: Tensor) -> None:
     varying = [dim for dim, line in enumerate(lines) if count > 1 and int(line[0]) != int(line[-1])]
     if len(varying) == 1:
         dim = varying[0]
-        op.seen.update(axis=dim, numbers=lines[dim], rows=weight.shape[dim])
+        op.seen.update(axis=dim, numbers=lines[dim].view(-1, *after), rows=weight.shape[dim])
 
 
 def _positions(call: Call) -> dict[str, Any]:
@@ -223,9 +240,7 @@ def rows_of(op: Op, call: Call) -> list[Tensor | None]:
     if op.product is not None:
         if "numbers" not in op.seen:
             return unknown
-        out, feature = call.results[0], op.product.feature
-        numbers = (op.seen["numbers"] + op.base).view(-1, *[1] * (-feature - 1))
-        return [numbers.expand(out.shape)]
+        return [(op.seen["numbers"] + op.base).expand(call.results[0].shape)]
     carried = [
         (given, known.rows)
         for given, known in zip(call.given, call.before, strict=True)
