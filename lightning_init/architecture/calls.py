@@ -23,6 +23,7 @@ class Weight:
         indices: For each dimension of that parameter the index that an element comes from, as
             tensors of this one's shape; `()` if it is raw, None where that is unknown.
         plus: What was added to that parameter, 0 if nothing.
+        joined: Whether the parameters lie side by side or are added: none is the main one.
     """
 
     params: tuple[int, ...]
@@ -30,6 +31,7 @@ class Weight:
     raw: bool = False
     indices: tuple[Tensor, ...] | None = ()
     plus: float = 0.0
+    joined: bool = False
 
 
 @dataclass(frozen=True, slots=True)

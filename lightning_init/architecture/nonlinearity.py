@@ -76,13 +76,24 @@ class Nonlinearities:
         # Beside the way of its own, a stream is also added to: that is no function of it.
         ways = [c for c in consumers if c not in self._sums]
         follow = {self._through(index, consumer) for consumer in ways}
-        if ways and all(graph.ops[c].kind in SPLITS for c in ways):
+        if ways and (all(graph.ops[c].kind in SPLITS for c in ways) or self._are_slices(index, ways)):
             follow = (follow - {"linear"}) or follow  # a gate in one half speaks for the layer
         return follow.pop() if len(follow) == 1 else "linear"
 
+    def _are_slices(self, index: int, ways: list[int]) -> bool:
+        """Whether calls take parts of a signal that together are the whole: `x[:, :n]`, `x[:, n:]`."""
+        outs = [self._graph.ops[call].out for call in (index, *ways)]
+        if len(ways) < 2 or any(self._graph.ops[call].kind != "getitem" for call in ways):
+            return False
+        whole, *parts = [tuple(out.shape) for out in outs if out is not None]
+        if any(len(part) != len(whole) for part in parts):
+            return False
+        cut = {d for part in parts for d, size in enumerate(part) if size != whole[d]}
+        return len(cut) == 1 and all(sum(part[d] for part in parts) == whole[d] for d in cut)
+
     def _through(self, index: int, consumer: int) -> str:
         op = self._graph.ops[consumer]
-        alone = self._graph.signals(consumer) == [index]
+        alone = self._graph.values(consumer) == [index]  # gates aside
         if op.is_weight_layer or op.kind not in TRANSPARENT | {"mul", "div"} | ADDITIONS:
             return "linear"
         if op.kind in ("mul", "div") and not alone:

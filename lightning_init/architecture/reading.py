@@ -86,7 +86,7 @@ def _fact(
     op = graph.ops[index]
     after = {call for branch in branches for call in branch.after}
     roles = [
-        role_of(graph, *use, main=use[2].params[0] == parameter, scales=use[0] in after)
+        role_of(graph, *use, main=_is_main(graph, use, parameter), scales=use[0] in after)
         for use in used
     ]
     role, why = min(roles, key=lambda pair: _RANK.index(pair[0]))
@@ -122,6 +122,11 @@ def _fact(
             fact, fan_in=1.0, fan_out=float(weight.shape[-1]), blocks=1, axis=0, parts=()
         )
     return fact if role in _SHAPED else replace(fact, fan_out=math.nan)
+
+
+def _is_main(graph: Graph, use: tuple[int, int, Weight], parameter: int) -> bool:
+    index, _, weight = use
+    return weight.params[0] == parameter or (weight.joined and not graph.ops[index].is_weight_layer)
 
 
 _SHAPED = (Role.WEIGHT, Role.RECURRENT, Role.EMBEDDING, Role.POSITION)

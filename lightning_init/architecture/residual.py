@@ -62,6 +62,7 @@ def residual_branches(graph: Graph) -> list[Branch]:
     found: list[Branch] = []
     skips: dict[int, int] = {}
     sums: dict[int, int] = {}
+    starts: dict[int, int] = {}
     for index, op in enumerate(graph.ops):
         if op.kind not in ADDITIONS or len(op.inputs) != 2:
             continue
@@ -70,18 +71,26 @@ def residual_branches(graph: Graph) -> list[Branch]:
         candidates = []
         one, two = op.inputs
         for skip, branch in ((one, two), (two, one)):
+            if _is_stretched(graph, skip, index):
+                continue
             source = _source(graph, skips, skip, graph.past(branch))
             own = graph.past(branch) & ~graph.past(skip) & graph.weights
-            if source is not None and own.bit_count() > source[1]:
-                start, layers, beside = source
-                candidates.append((layers, -own.bit_count(), skip, branch, start, beside, own))
+            if source is None or own.bit_count() <= source[1]:
+                continue
+            start, layers, beside = source
+            passed = graph.past(branch) & ~graph.past(start)
+            if layers and any(passed >> s & 1 and _before(graph, starts[s], start) for s in starts):
+                continue  # the fork lies inside of a branch: its stream goes on beside it
+            way = graph.longest_way(start, branch)
+            if way:
+                candidates.append((layers, -own.bit_count(), skip, branch, start, beside, own, way))
         if not candidates:
             continue
-        _, _, skip, branch, start, beside, own = min(candidates)
+        _, _, skip, branch, start, beside, own, way = min(candidates)
         ends, after = _ends(graph, skips, branch, own)
         if ends:
-            skips[index] = skip
-            new = Branch(tuple(ends), tuple(after), graph.longest_way(start, branch), (index,))
+            skips[index], starts[index] = skip, start
+            new = Branch(tuple(ends), tuple(after), way, (index,))
             # x + attention(x) + mlp(x): both leave the stream at the same place.
             earlier = sums.get(beside, -1)
             if earlier >= 0:
@@ -89,6 +98,21 @@ def residual_branches(graph: Graph) -> list[Branch]:
             sums[index] = earlier if earlier >= 0 else len(found)
             found += [new] if earlier < 0 else []
     return found
+
+
+def _before(graph: Graph, one: int, other: int) -> bool:
+    return one != other and bool(graph.past(other) >> one & 1)
+
+
+def _is_stretched(graph: Graph, skip: int, total: int) -> bool:
+    """Whether one side of a sum is repeated along other dimensions than those of a batch."""
+    one, two = graph.ops[skip].out, graph.ops[total].out
+    if one is None or two is None:
+        return False
+    shape = list(one.shape)
+    while shape and shape[0] == 1:
+        shape.pop(0)
+    return shape != list(two.shape)[len(two.shape) - len(shape) :]
 
 
 def _source(

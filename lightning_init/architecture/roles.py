@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 
-from lightning_init.architecture.calls import Weight
+from lightning_init.architecture.calls import Op, Weight
 from lightning_init.architecture.graph import SAME, Graph
 from lightning_init.architecture.operations import (
     CONVERSIONS,
     MOVEMENTS,
     NORMS,
+    TRANSPARENT,
 )
 from lightning_init.architecture.params import Role
+
+_KEEPS_FEATURES = SAME | {"index_add", "scatter_add", "sum", "mean", "setitem"}
 
 
 def role_of(
@@ -67,13 +70,13 @@ def role_of(
 def _has_scale(graph: Graph, index: int) -> bool:
     """Whether a norm with a scale of its own comes before: then this one is another's."""
     while graph.ops[index].inputs:
-        index = graph.ops[index].inputs[0]
+        index = graph.signals(index)[0]
         op = graph.ops[index]
         if op.kind in NORMS:
             return bool(op.weights)
         if op.seen.get("normalized"):
             return True
-        if op.kind not in MOVEMENTS | CONVERSIONS | {"dropout"}:
+        if op.kind not in TRANSPARENT:
             return False
     return False
 
@@ -88,25 +91,48 @@ def _looked_up(graph: Graph, index: int) -> tuple[Role, str]:
 
 
 def _added(graph: Graph, index: int, weight: Weight) -> tuple[Role, str]:
-    op = graph.ops[index]
     if _joins_scores(graph, index):
         return Role.OTHER, "bias of attention scores"
-    behind = op.inputs[0] if op.inputs else -1
-    while behind >= 0:
-        before = graph.ops[behind]
-        if before.product is not None and before.out is not None:
-            features = before.out.shape[before.product.feature]
-            if math.prod(weight.shape) in (features, features * before.product.blocks):
-                return Role.BIAS, "added to the result of a layer"
-            break
-        if before.seen.get("normalized") or (before.kind in NORMS and len(before.weights) < 2):
-            return Role.NORM_SHIFT, "shifts a normalized signal"
-        if before.kind not in MOVEMENTS | CONVERSIONS or not before.inputs:
-            break
-        behind = before.inputs[0]
+    source = _unmoved(graph, graph.ops[index].inputs[0]) if graph.ops[index].inputs else index
+    before, layer = graph.ops[source], _layer_of(graph, source)
+    if before.seen.get("normalized") or (before.kind in NORMS and len(before.weights) < 2):
+        return Role.NORM_SHIFT, "shifts a normalized signal"
+    if layer is not None and math.prod(weight.shape) in _widths(graph.ops[layer]):
+        follow = graph.onward(source, MOVEMENTS | CONVERSIONS)
+        if all(graph.ops[c].kind in ("add", "sub") and graph.ops[c].weights for c in follow):
+            return Role.BIAS, "added to the result of a layer"
+        return Role.OTHER, "added to a signal"  # which is also used without it
     if sum(size > 1 for size in weight.shape) > 1:
         return Role.POSITION, "added at every position"
     return Role.OTHER, "added to a signal"
+
+
+def _unmoved(graph: Graph, index: int) -> int:
+    """The call that made what a signal shows, at most from another side."""
+    while graph.ops[index].kind in MOVEMENTS | CONVERSIONS and graph.ops[index].inputs:
+        index = graph.ops[index].inputs[0]
+    return index
+
+
+def _layer_of(graph: Graph, index: int) -> int | None:
+    """The layer whose features a result has: at most weighed, shifted, summed over positions."""
+    for _ in range(64):
+        op = graph.ops[index]
+        if op.product is not None:
+            return index
+        ways = graph.values(index) if op.inputs else []
+        if op.kind not in _KEEPS_FEATURES or op.seen.get("normalized") or len(ways) != 1:
+            return None
+        index = ways[0]
+    return None
+
+
+def _widths(op: Op) -> tuple[int, ...]:
+    """Sizes that a bias of a layer can have."""
+    assert op.product is not None and op.out is not None
+    features = int(op.out.shape[op.product.feature])
+    rows = op.seen["numbers"].numel() if "numbers" in op.seen else features
+    return features, features * op.product.blocks, rows
 
 
 def _joins_scores(graph: Graph, index: int) -> bool:

@@ -16,6 +16,7 @@ from lightning_init.architecture.operations import (
     ELEMENTWISE,
     LAYERS,
     LOOKUPS,
+    MERGES,
     MOVEMENTS,
     SAME_SHAPE,
     SPLITS,
@@ -63,7 +64,8 @@ def derived(name: str, call: Call) -> list[Weight] | None:
             results = list(zip(*(m for m in moved if m is not None), strict=True))
         elif indices == ():
             results = [() for _ in call.results]
-    return [Weight(params, first.shape, indices=found, plus=plus) for found in results]
+    joined = first.joined or (len(weights) > 1 and name in MERGES)
+    return [Weight(params, first.shape, indices=i, plus=plus, joined=joined) for i in results]
 
 
 def _is_lookup(name: str, call: Call) -> bool:
