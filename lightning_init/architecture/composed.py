@@ -8,6 +8,9 @@ from lightning_init.architecture.calls import Call, Op, Signal, Weight
 from lightning_init.architecture.operations import ARITHMETIC, CONVERSIONS, MOVEMENTS, NORMS
 from lightning_init.architecture.products import Product, argument
 
+_SUMMING = MOVEMENTS | CONVERSIONS | {"sum", "index_add", "scatter_add", "add", "clamp", "clamp_min"}
+_ROOTS = frozenset({"rsqrt", "sqrt", "pow"})
+_DEVIATION = _ROOTS | CONVERSIONS | {"add", "clamp", "clamp_min", "reciprocal", "rtruediv"}
 _COMPUTING = ARITHMETIC | CONVERSIONS | MOVEMENTS | NORMS | {"sum", "softmax", "normalize", "learned"}
 
 
@@ -39,6 +42,51 @@ def kernel(ops: list[Op], signal: Signal, size: int) -> Weight | None:
         ops[index].seen["computes"] = True
     params = (*main.params, *(p for _, weight in found for p in weight.params))
     return Weight(tuple(dict.fromkeys(params)), main.shape, indices=None)
+
+
+def is_softmax(ops: list[Op], op: Op) -> bool:
+    """Whether a division is the end of a softmax: exp(x) over its own sum."""
+    above, below = op.inputs
+    if ops[above].kind != "exp":
+        return False
+    waiting, seen = [below], set()
+    while waiting:
+        index = waiting.pop()
+        if index == above:
+            return True
+        if index not in seen and ops[index].kind in _SUMMING:
+            seen.add(index)
+            waiting += ops[index].inputs
+    return False
+
+
+def is_written_norm(ops: list[Op], scale: Op) -> bool:
+    """Whether what a vector scales was divided by its own deviation along that vector.
+
+    The values tell as well, unless they are so small that the norm's epsilon outweighs them.
+    """
+    if not scale.inputs:
+        return False
+    index = scale.inputs[0]
+    while ops[index].kind in CONVERSIONS and ops[index].inputs:
+        index = ops[index].inputs[0]
+    op = ops[index]
+    if op.kind not in ("mul", "div") or len(op.inputs) != 2 or op.weights:
+        return False
+    vector, x = (tuple(shape) for shape in scale.seen["shapes"])
+    along = [d for d in range(-len(vector), 0) if vector[d] > 1]
+    for whole, deviation in (op.inputs, op.inputs[::-1]):
+        y, bent = ops[deviation].out, False
+        if y is None or y.ndim != len(x) or any(y.shape[d] > 1 for d in along) or not along:
+            continue
+        while ops[deviation].kind in _DEVIATION and ops[deviation].inputs:
+            bent |= ops[deviation].kind in _ROOTS
+            deviation = ops[deviation].inputs[0]
+        bent |= ops[deviation].kind == "std"
+        if bent and ops[deviation].kind in ("mean", "var", "std", "var_mean"):
+            sources = {*ops[deviation].inputs, *(s for i in ops[deviation].inputs for s in ops[i].inputs)}
+            return bool(sources & {whole, *ops[whole].inputs})
+    return False
 
 
 def product_by_sum(ops: list[Op], op: Op, call: Call) -> None:

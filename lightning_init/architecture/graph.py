@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from lightning_init.architecture.calls import Op
+from lightning_init.architecture.composed import is_written_norm
 from lightning_init.architecture.operations import (
     ARITHMETIC,
     BOUNDED,
@@ -32,6 +33,8 @@ class Graph:
         self._before: list[int] = []
         learned = 0
         for index, op in enumerate(ops):
+            if "shapes" in op.seen and not op.seen["normalized"]:
+                op.seen["normalized"] = is_written_norm(ops, op)
             mask, depth = 0, 0
             for source in op.inputs:
                 mask |= self._before[source] | 1 << source

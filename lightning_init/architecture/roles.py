@@ -14,7 +14,8 @@ from lightning_init.architecture.operations import (
 )
 from lightning_init.architecture.params import Role
 
-_KEEPS_FEATURES = SAME | {"index_add", "scatter_add", "sum", "mean", "setitem"}
+_KEEPS_FEATURES = MOVEMENTS | CONVERSIONS | {"mul", "div", "add", "sub", "dropout", "setitem"}
+_KEEPS_FEATURES |= {"index_add", "scatter_add", "sum", "mean", "interpolate"}
 
 
 def role_of(
@@ -84,9 +85,12 @@ def _has_scale(graph: Graph, index: int) -> bool:
 def _looked_up(graph: Graph, index: int) -> tuple[Role, str]:
     if _joins_scores(graph, index):
         return Role.OTHER, "bias of attention scores"
-    seen = graph.ops[index].seen["lookup"]
-    if seen["counting"] and not seen["given"]:
-        return Role.POSITION, "looked up by position"
+    op = graph.ops[index]
+    if not op.seen["lookup"]["given"]:
+        if op.seen["lookup"]["counting"]:
+            return Role.POSITION, "looked up by position"
+        if any(_shifts_layer(graph, index, total) for total in op.consumers):
+            return Role.BIAS, "added to the result of a layer"
     return Role.EMBEDDING, ""
 
 
@@ -105,6 +109,15 @@ def _added(graph: Graph, index: int, weight: Weight) -> tuple[Role, str]:
     if sum(size > 1 for size in weight.shape) > 1:
         return Role.POSITION, "added at every position"
     return Role.OTHER, "added to a signal"
+
+
+def _shifts_layer(graph: Graph, row: int, total: int) -> bool:
+    """Whether a chosen row is added to the result of a layer, as the bias of an expert is."""
+    others = [source for source in graph.ops[total].inputs if source != row]
+    if graph.ops[total].kind != "add" or len(others) != 1:
+        return False
+    layer, out = _layer_of(graph, others[0]), graph.ops[row].out
+    return layer is not None and out is not None and out.shape[-1] in _widths(graph.ops[layer])
 
 
 def _unmoved(graph: Graph, index: int) -> int:
@@ -132,7 +145,7 @@ def _widths(op: Op) -> tuple[int, ...]:
     assert op.product is not None and op.out is not None
     features = int(op.out.shape[op.product.feature])
     rows = op.seen["numbers"].numel() if "numbers" in op.seen else features
-    return features, features * op.product.blocks, rows
+    return features, features * op.product.blocks, features // op.product.blocks, rows
 
 
 def _joins_scores(graph: Graph, index: int) -> bool:

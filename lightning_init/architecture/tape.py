@@ -58,6 +58,7 @@ class Tape(TorchFunctionMode):
         self._constants = {id(tensor) for tensor in constants}
         self._alive: list[Tensor] = []  # an id is only unique while its tensor lives
         self._rows = 0
+        self._starts: list[int] = []
         for parameter in parameters:
             shape = tuple(parameter.shape)
             self._known[id(parameter)] = Weight((id(parameter),), shape, raw=True)
@@ -118,8 +119,10 @@ class Tape(TorchFunctionMode):
             base=self._rows,
         )
         observe(self.ops, op, call)
-        rows = rows_of(op, call)
-        self._rows += op.seen.get("rows", 0)
+        rows = rows_of(op, call, self._starts)
+        if "rows" in op.seen:
+            self._starts.append(self._rows)
+            self._rows += op.seen["rows"]
         if name not in SPLITS:
             at = self._append(op)
             return [Signal(at, labels) for labels in rows]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_init.architecture.calls import Call, Op, Signal, Weight
-from lightning_init.architecture.composed import kernel, product_by_sum
+from lightning_init.architecture.composed import is_softmax, kernel, product_by_sum
 from lightning_init.architecture.operations import (
     ADDITIONS,
     CONVERSIONS,
@@ -160,6 +161,8 @@ def observe(ops: list[Op], op: Op, call: Call) -> None:
         seen["shapes"] = (call.given[place].shape, call.given[1 - place].shape)
     elif name == "sum":
         product_by_sum(ops, op, call)
+    elif name == "div" and len(op.inputs) == 2 and is_softmax(ops, op):
+        op.kind = "softmax"
 
 
 RECURRENT_LAYERS = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
@@ -196,8 +199,8 @@ def _output_rows(op: Op, weight: Weight, tensor: Tensor, out: Tensor) -> None:
         op.seen.update(axis=dim, numbers=lines[dim].view(-1, *after), rows=weight.shape[dim])
 
 
-def _positions(call: Call) -> dict[str, Any]:
-    """Of a lookup: whether the indices were given, and whether they count 0, 1, 2, ..."""
+def _positions(call: Call) -> dict[str, bool]:
+    """Of a lookup: where its indices come from, and whether they count 0, 1, 2, ... or distances."""
     index = next(
         (
             i
@@ -209,14 +212,21 @@ def _positions(call: Call) -> dict[str, Any]:
     if index is None:
         return {"given": True, "counting": False}
     known, values = call.before[index], call.given[index]
-    steps = values.flatten(0, -2)[:1].flatten() if values.ndim > 1 else values
-    counting = (
-        steps.numel() > 1
-        and not steps.is_meta
-        and bool((steps.diff() == 1).all())
-        and (values.ndim == 1 or bool((values == steps).all()))
-    )
-    return {"given": isinstance(known, Signal) and known.given, "counting": counting}
+    given = isinstance(known, Signal) and known.given
+    counting = False
+    if not given and not values.is_meta and values.ndim and values.shape[-1] > 1:
+        rows = values.flatten(0, -2) if values.ndim > 1 else values[None]
+        # Padding at the end of a batch interrupts the counting.
+        counting = bool((rows.diff() == 1).float().mean() >= 0.5) or _are_distances(values)
+    return {"given": given, "counting": counting}
+
+
+def _are_distances(values: Tensor) -> bool:
+    """Whether a square of numbers tells how far row and column are apart."""
+    if values.ndim < 2 or values.shape[-2] < 2 or values.shape[-1] < 2:
+        return False
+    shifted = bool((values[..., 1:, 1:] == values[..., :-1, :-1]).all())
+    return shifted and bool((values != values.flatten()[0]).any())
 
 
 def _is_normalized(op: Op, call: Call) -> bool:
@@ -236,8 +246,8 @@ def _is_normalized(op: Op, call: Call) -> bool:
     return bool(squares.numel() and squares.max() < 1.05 and squares.median() > least)
 
 
-def rows_of(op: Op, call: Call) -> list[Tensor | None]:
-    """The row numbers that each result of a call carries on."""
+def rows_of(op: Op, call: Call, starts: list[int]) -> list[Tensor | None]:
+    """The row numbers that each result of a call carries on; `starts` has each layer's first."""
     unknown: list[Tensor | None] = [None] * len(call.results)
     if op.product is not None:
         if "numbers" not in op.seen:
@@ -260,19 +270,21 @@ def rows_of(op: Op, call: Call) -> list[Tensor | None]:
         if op.kind in SPLITS:
             op.seen["pieces"] = found
         return list(found)
+    if op.kind in ("view_as_complex", "view_as_real"):  # a pair of neighbours is one number
+        rows = carried[0][1]
+        return [rows[..., 0] if op.kind == "view_as_complex" else torch.stack((rows, rows + 1), -1)]
     shape = call.results[0].shape
     if op.kind in SAME_SHAPE and len(call.results) == 1:
         rows = [rows for given, rows in carried if given.shape == shape]
         flowing = [s for s in op.signals if not s.source]
-        if rows and (op.kind not in ADDITIONS or _same_rows(rows, len(flowing))):
+        if rows and (op.kind not in ADDITIONS or _same_layer(rows, len(flowing), starts)):
             return [rows[0]]
     return unknown
 
 
-def _same_rows(rows: list[Tensor], signals: int) -> bool:
-    """Whether an addition joins signals of the same rows (rotary embedding), not two layers."""
+def _same_layer(rows: list[Tensor], signals: int, starts: list[int]) -> bool:
+    """Whether an addition joins signals of one layer (rotary embedding), not of two."""
     if signals == 1:
         return True
-    return len(rows) == signals and all(
-        (int(one.min()), int(one.max())) == (int(rows[0].min()), int(rows[0].max())) for one in rows
-    )
+    ends = [int(end) for one in rows for end in (one.min(), one.max())]
+    return len(rows) == signals and len({bisect_right(starts, end) for end in ends}) == 1
