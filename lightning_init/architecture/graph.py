@@ -102,14 +102,14 @@ class Graph:
         found = [False] * len(self.ops)
         for index in range(len(self.ops) - 1, -1, -1):
             found[index] = any(
-                found[consumer] or (self.ops[consumer].is_weight_layer and self._ends[consumer])
+                found[consumer] or (self.ops[consumer].is_weight_layer and self.ends[consumer])
                 for consumer in self.ops[index].consumers
             )
         return found
 
     @cached_property
-    def _ends(self) -> list[bool]:
-        """Whether a call's values reach the end otherwise than as a gate."""
+    def ends(self) -> list[bool]:
+        """Whether a call's values reach an end otherwise than as a gate."""
         found = [False] * len(self.ops)
         for index in range(len(self.ops) - 1, -1, -1):
             consumers = self.ops[index].consumers
@@ -133,7 +133,7 @@ class Graph:
     def is_output(self, index: int) -> bool:
         """Whether a weight layer's values reach the end, and no weight layer follows."""
         return (
-            self.ops[index].is_weight_layer and not self.reaches_layer[index] and self._ends[index]
+            self.ops[index].is_weight_layer and not self.reaches_layer[index] and self.ends[index]
         )
 
     def longest_way(self, start: int, end: int) -> int:

@@ -75,8 +75,11 @@ class Nonlinearities:
             return self.after(norm)
         # Beside the way of its own, a stream is also added to: that is no function of it.
         ways = [c for c in consumers if c not in self._sums]
+        parts = all(graph.ops[c].kind in SPLITS for c in ways) or self._are_slices(index, ways)
+        if not parts:
+            ways = [c for c in ways if graph.ends[c]] or ways  # what only makes a gate is aside
         follow = {self._through(index, consumer) for consumer in ways}
-        if ways and (all(graph.ops[c].kind in SPLITS for c in ways) or self._are_slices(index, ways)):
+        if ways and parts:
             follow = (follow - {"linear"}) or follow  # a gate in one half speaks for the layer
         return follow.pop() if len(follow) == 1 else "linear"
 
@@ -111,6 +114,9 @@ class Nonlinearities:
         # One call of a named function needs no reading of values.
         if not bent or all(c not in cone for i in bent for c in graph.ops[i].consumers):
             return None
+        outs = [graph.ops[call].out for call in cone]
+        if any(out is not None and out.data_ptr() == x.data_ptr() for out in outs):
+            return None  # overwritten
         found = [(1.0, 0, "")]
         behind = set(bent)
         for call in cone:  # in execution order

@@ -101,10 +101,11 @@ MOVEMENTS = frozenset(
         *("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "getitem", "select"),
         *("narrow", "index_select", "unflatten", "flatten", "squeeze", "unsqueeze", "expand"),
         *("expand_as", "repeat", "repeat_interleave", "tile", "roll", "flip", "rot90", "cat"),
-        *("stack", "view_as", "reshape_as", "broadcast_to", "ravel", "take_along_dim"),
+        *("stack", "gather", "view_as", "reshape_as", "broadcast_to", "ravel", "take_along_dim"),
         *("hstack", "vstack", "dstack", "diagonal", "_unsafe_view", "hsplit", "vsplit", "H", "mH"),
     }
 )
+TEMPLATES = frozenset({"type_as", "to", "view_as", "reshape_as", "expand_as"})  # of a second tensor
 SPLITS = frozenset({"chunk", "split", "split_with_sizes", "tensor_split", "unbind"})
 # Element by element, or nearly so: the shape and the order of the elements stay.
 CONVERSIONS = frozenset(

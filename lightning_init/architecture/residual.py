@@ -81,6 +81,8 @@ def residual_branches(graph: Graph) -> list[Branch]:
             passed = graph.past(branch) & ~graph.past(start)
             if layers and any(passed >> s & 1 and _before(graph, starts[s], start) for s in starts):
                 continue  # the fork lies inside of a branch: its stream goes on beside it
+            if layers and _recurs(graph, skip, own):
+                continue
             way = graph.longest_way(start, branch)
             if way:
                 candidates.append((layers, -own.bit_count(), skip, branch, start, beside, own, way))
@@ -102,6 +104,14 @@ def residual_branches(graph: Graph) -> list[Branch]:
 
 def _before(graph: Graph, one: int, other: int) -> bool:
     return one != other and bool(graph.past(other) >> one & 1)
+
+
+def _recurs(graph: Graph, skip: int, own: int) -> bool:
+    """Whether the projection on a skip path is also part of the branch: a step of a recurrence."""
+    while not graph.ops[skip].is_weight_layer:
+        skip = graph.signals(skip)[0]
+    layers = (op for index, op in enumerate(graph.ops) if own >> index & 1)
+    return any(set(graph.ops[skip].params) & set(op.params) for op in layers)
 
 
 def _is_stretched(graph: Graph, skip: int, total: int) -> bool:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 
+from lightning_init.architecture.attention import origins
 from lightning_init.architecture.calls import Op, Weight
 from lightning_init.architecture.graph import SAME, Graph
 from lightning_init.architecture.operations import (
     CONVERSIONS,
     MOVEMENTS,
     NORMS,
+    SPLITS,
     TRANSPARENT,
 )
 from lightning_init.architecture.params import Role
 
+LEARNED = "a learned input"
 _KEEPS_FEATURES = MOVEMENTS | CONVERSIONS | {"mul", "div", "add", "sub", "dropout", "setitem"}
 _KEEPS_FEATURES |= {"index_add", "scatter_add", "sum", "mean", "interpolate"}
 
@@ -36,14 +39,14 @@ def role_of(
     """
     op = graph.ops[index]
     if op.kind == "learned":
-        return Role.OTHER, "a learned input"
+        return Role.OTHER, LEARNED
     if not main:
         return Role.OTHER, "computes a weight together with others"
     if op.product is not None:
         if place == op.matrix:
             return Role.WEIGHT, ""
         first = place < op.matrix and op.kind not in ("addmm", "baddbmm", "addbmm")
-        return (Role.OTHER, "a learned input") if first else (Role.BIAS, "")
+        return (Role.OTHER, LEARNED) if first else (Role.BIAS, "")
     if op.is_recurrent:
         return Role.WEIGHT if len(weight.shape) > 1 else Role.BIAS, ""
     if op.kind in NORMS:
@@ -77,7 +80,7 @@ def _has_scale(graph: Graph, index: int) -> bool:
             return bool(op.weights)
         if op.seen.get("normalized"):
             return True
-        if op.kind not in TRANSPARENT:
+        if op.kind not in TRANSPARENT | {"setitem"}:
             return False
     return False
 
@@ -97,12 +100,15 @@ def _looked_up(graph: Graph, index: int) -> tuple[Role, str]:
 def _added(graph: Graph, index: int, weight: Weight) -> tuple[Role, str]:
     if _joins_scores(graph, index):
         return Role.OTHER, "bias of attention scores"
-    source = _unmoved(graph, graph.ops[index].inputs[0]) if graph.ops[index].inputs else index
+    piece = _unmoved(graph, graph.ops[index].inputs[0], SPLITS) if graph.ops[index].inputs else index
+    source = _unmoved(graph, piece)
     before, layer = graph.ops[source], _layer_of(graph, source)
     if before.seen.get("normalized") or (before.kind in NORMS and len(before.weights) < 2):
         return Role.NORM_SHIFT, "shifts a normalized signal"
-    if layer is not None and math.prod(weight.shape) in _widths(graph.ops[layer]):
-        follow = graph.onward(source, MOVEMENTS | CONVERSIONS)
+    size = math.prod(weight.shape)
+    parts = [len(rows) for s in graph.ops[index].signals if s.rows is not None for _, rows in origins(graph, s.rows)]
+    if layer is not None and (size in _widths(graph.ops[layer]) or parts == [size]):
+        follow = graph.onward(piece, MOVEMENTS | CONVERSIONS)
         if all(graph.ops[c].kind in ("add", "sub") and graph.ops[c].weights for c in follow):
             return Role.BIAS, "added to the result of a layer"
         return Role.OTHER, "added to a signal"  # which is also used without it
@@ -120,9 +126,10 @@ def _shifts_layer(graph: Graph, row: int, total: int) -> bool:
     return layer is not None and out is not None and out.shape[-1] in _widths(graph.ops[layer])
 
 
-def _unmoved(graph: Graph, index: int) -> int:
+def _unmoved(graph: Graph, index: int, stop: frozenset[str] = frozenset()) -> int:
     """The call that made what a signal shows, at most from another side."""
-    while graph.ops[index].kind in MOVEMENTS | CONVERSIONS and graph.ops[index].inputs:
+    moves = (MOVEMENTS | CONVERSIONS) - stop
+    while graph.ops[index].kind in moves and graph.ops[index].inputs:
         index = graph.ops[index].inputs[0]
     return index
 
@@ -145,7 +152,8 @@ def _widths(op: Op) -> tuple[int, ...]:
     assert op.product is not None and op.out is not None
     features = int(op.out.shape[op.product.feature])
     rows = op.seen["numbers"].numel() if "numbers" in op.seen else features
-    return features, features * op.product.blocks, features // op.product.blocks, rows
+    blocks = op.product.blocks
+    return features, features * blocks, features // blocks, rows, round(features / op.seen["share"])
 
 
 def _joins_scores(graph: Graph, index: int) -> bool:

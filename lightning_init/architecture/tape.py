@@ -23,7 +23,7 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
-from lightning_init.architecture.calls import Call, Op, Signal, Weight, tensors
+from lightning_init.architecture.calls import Call, Op, Signal, Weight, plain, tensors
 from lightning_init.architecture.opened import OPENED
 from lightning_init.architecture.operations import (
     CONVERSIONS,
@@ -31,6 +31,7 @@ from lightning_init.architecture.operations import (
     MOVEMENTS,
     SPLITS,
     TAKES_INPUT,
+    TEMPLATES,
     Function,
     in_place,
     kind,
@@ -75,21 +76,21 @@ class Tape(TorchFunctionMode):
         if func in OPENED:
             with self:
                 return OPENED[func](*args, **kwargs)
-        given = list(tensors((args, kwargs)))
+        given = list(tensors((args, {key: kwargs[key] for key in kwargs if key != "out"})))
         before = [self._look_up(tensor) for tensor in given]
         try:
             out = func(*args, **kwargs)
         except Exception as error:
             self.failed = (kind(func), error)
             raise
-        results = list(tensors(args[0] if kind(func) == "setitem" else out))
-        if results:
-            self._alive += results
-            call = Call(func, args, kwargs, given, before, results)
-            for result, known in zip(results, self._note(call), strict=True):
+        made = list(tensors(args[0] if kind(func) == "setitem" else out))
+        if made:
+            self._alive += made
+            call = Call(func, args, kwargs, given, before, made)
+            for result, known in zip(made, self._note(call), strict=True):
                 self._remember(result, known)
-                if in_place(func) and result._base is not None:
-                    self._remember(result._base, self._without_rows(known))
+                if in_place(func) and plain(result)._base is not None:
+                    self._write_through(plain(result), known)
         return out
 
     def _note(self, call: Call) -> Iterable[Weight | Signal]:
@@ -109,13 +110,18 @@ class Tape(TorchFunctionMode):
             self._learned_inputs(name, call)
         if all(isinstance(known, Signal) and known.constant for known in call.before):
             return [self._source(given=False) for _ in call.results]
-        signals = tuple(known for known in call.before if isinstance(known, Signal))
+        signals = tuple(
+            known
+            for given, known in zip(call.given, call.before, strict=True)
+            if isinstance(known, Signal) and (given.is_floating_point() or given.is_complex())
+        )
+        signals = signals[:1] if name in TEMPLATES else signals
         op = Op(
             name,
             tuple(dict.fromkeys(signal.op for signal in signals)),
             tuple((i, known) for i, known in enumerate(call.before) if isinstance(known, Weight)),
             signals,
-            out=first,
+            out=plain(first),
             base=self._rows,
         )
         observe(self.ops, op, call)
@@ -153,15 +159,24 @@ class Tape(TorchFunctionMode):
     def _remember(self, tensor: Tensor, known: Weight | Signal) -> None:
         self._known[id(tensor)] = known
         self._alive.append(tensor)
-        if tensor.layout is torch.strided and tensor.numel() and (place := tensor.data_ptr()):
+        inner = plain(tensor)
+        if inner is not tensor:
+            tensor, known = inner, Signal(known.op) if isinstance(known, Signal) else known
+            self._known[id(inner)] = known
+        if place := _place(tensor):
             self._places[place, tensor.shape] = known
 
     def _look_up(self, tensor: Tensor) -> Weight | Signal:
         known = self._known.get(id(tensor))
         if known is None:
-            if tensor.layout is torch.strided and tensor.numel() and tensor.data_ptr():
+            inner = plain(tensor)
+            if inner is not tensor:  # one of the examples that `vmap` runs at once
+                known = self._known.get(id(inner))
+                if isinstance(known, Weight):
+                    known = replace(known, raw=False, indices=None)
+            elif place := _place(tensor):
                 # A custom autograd function hands its results on as new objects.
-                known = self._places.get((tensor.data_ptr(), tensor.shape))
+                known = self._places.get((place, tensor.shape))
             known = known or self._source(given=id(tensor) not in self._constants)
             self._remember(tensor, known)
         return known
@@ -170,9 +185,27 @@ class Tape(TorchFunctionMode):
         self.ops.append(Op("input"))
         return Signal(len(self.ops) - 1, given=given, source=True)
 
-    @staticmethod
-    def _without_rows(known: Weight | Signal) -> Weight | Signal:
-        return Signal(known.op) if isinstance(known, Signal) else known
+    def _write_through(self, view: Tensor, known: Weight | Signal) -> None:
+        """What was written into a view is part of the tensor behind it."""
+        base = view._base
+        if base is None or not isinstance(known, Signal):
+            return
+        before, rows = self._known.get(id(base)), None
+        if known.rows is not None and base.layout is torch.strided:
+            rows = torch.full_like(base, -1, dtype=torch.long, requires_grad=False)
+            if isinstance(before, Signal) and before.rows is not None:
+                rows.copy_(before.rows)
+            offset = view.storage_offset() - base.storage_offset()
+            if rows.stride() == base.stride():
+                rows.as_strided(view.shape, view.stride(), offset).copy_(known.rows)
+        self._remember(base, Signal(known.op, rows))
+
+
+def _place(tensor: Tensor) -> int:
+    """Where a tensor's values lie, 0 if nowhere."""
+    if tensor.layout is not torch.strided or plain(tensor) is not tensor or not tensor.numel():
+        return 0
+    return tensor.data_ptr()
 
 
 class ForwardError(RuntimeError):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_init.architecture.calls import Call, Op, Signal, Weight
+from lightning_init.architecture.calls import Call, Op, Signal, Weight, readable
 from lightning_init.architecture.composed import is_softmax, kernel, product_by_sum
 from lightning_init.architecture.operations import (
     ADDITIONS,
@@ -22,6 +22,7 @@ from lightning_init.architecture.operations import (
     SAME_SHAPE,
     SPLITS,
     TAKES_INPUT,
+    kind,
 )
 from lightning_init.architecture.products import (
     Side,
@@ -214,7 +215,7 @@ def _positions(call: Call) -> dict[str, bool]:
     known, values = call.before[index], call.given[index]
     given = isinstance(known, Signal) and known.given
     counting = False
-    if not given and not values.is_meta and values.ndim and values.shape[-1] > 1:
+    if not given and readable(values) and values.ndim and values.shape[-1] > 1:
         rows = values.flatten(0, -2) if values.ndim > 1 else values[None]
         # Padding at the end of a batch interrupts the counting.
         counting = bool((rows.diff() == 1).float().mean() >= 0.5) or _are_distances(values)
@@ -237,7 +238,7 @@ def _is_normalized(op: Op, call: Call) -> bool:
     """
     place = op.weights[0][0]
     vector, x = call.given[place], call.given[1 - place]
-    if vector.numel() < 2 or vector.is_meta or x.ndim < vector.ndim or not op.signals:
+    if vector.numel() < 2 or not readable(x) or x.ndim < vector.ndim or not op.signals:
         return False
     shape = (1,) * (x.ndim - vector.ndim) + tuple(vector.shape)
     dims = [dim for dim, size in enumerate(shape) if size > 1]
@@ -270,6 +271,8 @@ def rows_of(op: Op, call: Call, starts: list[int]) -> list[Tensor | None]:
         if op.kind in SPLITS:
             op.seen["pieces"] = found
         return list(found)
+    if op.kind in ("setitem", "copy"):
+        return [_written(call, carried)]
     if op.kind in ("view_as_complex", "view_as_real"):  # a pair of neighbours is one number
         rows = carried[0][1]
         return [rows[..., 0] if op.kind == "view_as_complex" else torch.stack((rows, rows + 1), -1)]
@@ -280,6 +283,20 @@ def rows_of(op: Op, call: Call, starts: list[int]) -> list[Tensor | None]:
         if rows and (op.kind not in ADDITIONS or _same_layer(rows, len(flowing), starts)):
             return [rows[0]]
     return unknown
+
+
+def _written(call: Call, carried: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """The rows of a tensor into which another was written."""
+    rows = {id(given): numbers for given, numbers in carried}
+    target, value = call.args[0], call.args[-1]
+    unknown = torch.full(target.shape, -1)
+    written = rows.get(id(target), unknown).clone()
+    source = rows.get(id(value), torch.tensor(-1))
+    try:
+        written[... if kind(call.function) == "copy" else call.args[1]] = source
+    except Exception:
+        return None
+    return written
 
 
 def _same_layer(rows: list[Tensor], signals: int, starts: list[int]) -> bool:
