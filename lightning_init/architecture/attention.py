@@ -90,7 +90,8 @@ def _contexts(graph: Graph) -> Iterator[tuple[int, list[tuple[Signal | Weight | 
 
 def _features_of_a_head(signal: Signal | Weight | None, side: Side, layer: Op) -> int:
     """How many of a layer's rows meet each other: those that are summed, or those of one matrix."""
-    assert isinstance(signal, Signal) and signal.rows is not None
+    assert isinstance(signal, Signal)
+    assert signal.rows is not None
     rows, most = signal.rows, 1
     for dims in (side.summed, side.matrix):
         kept = {dim % rows.ndim for dim in dims}

@@ -8,10 +8,14 @@ from lightning_init.architecture.calls import Call, Op, Signal, Weight
 from lightning_init.architecture.operations import ARITHMETIC, CONVERSIONS, MOVEMENTS, NORMS
 from lightning_init.architecture.products import Product, argument
 
-_SUMMING = MOVEMENTS | CONVERSIONS | {"sum", "index_add", "scatter_add", "add", "clamp", "clamp_min"}
+_SUMMING = (
+    MOVEMENTS | CONVERSIONS | {"sum", "index_add", "scatter_add", "add", "clamp", "clamp_min"}
+)
 _ROOTS = frozenset({"rsqrt", "sqrt", "pow"})
 _DEVIATION = _ROOTS | CONVERSIONS | {"add", "clamp", "clamp_min", "reciprocal", "rtruediv"}
-_COMPUTING = ARITHMETIC | CONVERSIONS | MOVEMENTS | NORMS | {"sum", "softmax", "normalize", "learned"}
+_COMPUTING = (
+    ARITHMETIC | CONVERSIONS | MOVEMENTS | NORMS | {"sum", "softmax", "normalize", "learned"}
+)
 
 
 def kernel(ops: list[Op], signal: Signal, size: int) -> Weight | None:
@@ -84,7 +88,10 @@ def is_written_norm(ops: list[Op], scale: Op) -> bool:
             deviation = ops[deviation].inputs[0]
         bent |= ops[deviation].kind == "std"
         if bent and ops[deviation].kind in ("mean", "var", "std", "var_mean"):
-            sources = {*ops[deviation].inputs, *(s for i in ops[deviation].inputs for s in ops[i].inputs)}
+            sources = {
+                *ops[deviation].inputs,
+                *(s for i in ops[deviation].inputs for s in ops[i].inputs),
+            }
             return bool(sources & {whole, *ops[whole].inputs})
     return False
 

@@ -12,7 +12,7 @@ from lightning_init.architecture.graph import Graph
 from lightning_init.architecture.nonlinearity import Nonlinearities
 from lightning_init.architecture.operations import ACTIVATIONS, CONVOLUTIONS, NORMS
 from lightning_init.architecture.params import Part, Role, Usage
-from lightning_init.architecture.residual import Branch, residual_branches
+from lightning_init.architecture.residual import Branch, bare_scales, residual_branches
 from lightning_init.architecture.roles import role_of
 
 _MOST_PIECES = 8  # a split into more is a split into heads or positions, not into matrices
@@ -64,33 +64,40 @@ def read(ops: list[Op]) -> Reading:
         for place, weight in () if "computes" in op.seen else op.weights:
             for parameter in weight.params:
                 uses[parameter].append((index, place, weight))
+    scales = bare_scales(graph) | {call for branch in branches for call in branch.after}
     pieces = _pieces(graph)
-    facts = {
-        parameter: _fact(graph, branches, functions, parts_in_attention, pieces, parameter, used)
-        for parameter, used in uses.items()
-    }
+    facts = {}
+    for parameter, used in uses.items():
+        role = _role(graph, scales, parameter, used)
+        usage = _usage(graph, branches, functions, parameter, used)
+        facts[parameter] = _fact(graph, role, usage, parts_in_attention, pieces, parameter, used[0])
     traits = _traits(graph, functions, bool(parts_in_attention))
     return Reading(facts, len(branches), traits)
 
 
+def _role(
+    graph: Graph, scales: set[int], parameter: int, used: list[tuple[int, int, Weight]]
+) -> tuple[Role, str]:
+    """The most telling of a parameter's roles, and why."""
+    roles = [
+        role_of(graph, *use, main=_is_main(graph, use, parameter), scales=use[0] in scales)
+        for use in used
+    ]
+    return min(roles, key=lambda pair: _RANK.index(pair[0]))
+
+
 def _fact(
     graph: Graph,
-    branches: list[Branch],
-    functions: Nonlinearities,
+    seen: tuple[Role, str],
+    usage: Usage,
     in_attention: dict[int, Attention],
     pieces: dict[int, tuple[Part, ...]],
     parameter: int,
-    used: list[tuple[int, int, Weight]],
+    used: tuple[int, int, Weight],
 ) -> Fact:
-    index, place, weight = used[0]
+    role, why = seen
+    index, place, weight = used
     op = graph.ops[index]
-    after = {call for branch in branches for call in branch.after}
-    roles = [
-        role_of(graph, *use, main=_is_main(graph, use, parameter), scales=use[0] in after)
-        for use in used
-    ]
-    role, why = min(roles, key=lambda pair: _RANK.index(pair[0]))
-    usage = _usage(graph, branches, functions, parameter, used)
     attends = _attends(in_attention, op, parameter)
     if role not in (Role.WEIGHT, Role.BIAS):
         attends = None

@@ -16,6 +16,7 @@ from lightning_init.architecture.operations import (
     ADDITIONS,
     ARITHMETIC,
     MERGES,
+    NORMS,
     PRODUCTS,
     TRANSPARENT,
 )
@@ -104,6 +105,26 @@ def residual_branches(graph: Graph) -> list[Branch]:
 
 def _before(graph: Graph, one: int, other: int) -> bool:
     return one != other and bool(graph.past(other) >> one & 1)
+
+
+def bare_scales(graph: Graph) -> set[int]:
+    """Multiplications by a parameter at the end of a branch that only normalizes and pools.
+
+    Its skip path is the stream as it is: what mixes two streams with learned weights scales both.
+    """
+    found = set()
+    for op in graph.ops:
+        if op.kind != "add" or len(op.inputs) != 2:
+            continue
+        for skip, branch in (op.inputs, op.inputs[::-1]):
+            end = graph.ops[branch]
+            if end.kind != "mul" or not end.weights or not graph.past(branch) >> skip & 1:
+                continue
+            between = graph.past(branch) & ~graph.past(skip)
+            calls = [graph.ops[i].kind for i in range(skip, branch) if between >> i & 1]
+            if NORMS & set(calls) and not between & graph.weights:
+                found.add(branch)
+    return found
 
 
 def _recurs(graph: Graph, skip: int, own: int) -> bool:

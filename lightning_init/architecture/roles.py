@@ -100,13 +100,15 @@ def _looked_up(graph: Graph, index: int) -> tuple[Role, str]:
 def _added(graph: Graph, index: int, weight: Weight) -> tuple[Role, str]:
     if _joins_scores(graph, index):
         return Role.OTHER, "bias of attention scores"
-    piece = _unmoved(graph, graph.ops[index].inputs[0], SPLITS) if graph.ops[index].inputs else index
+    op = graph.ops[index]
+    piece = _unmoved(graph, op.inputs[0], SPLITS) if op.inputs else index
     source = _unmoved(graph, piece)
     before, layer = graph.ops[source], _layer_of(graph, source)
     if before.seen.get("normalized") or (before.kind in NORMS and len(before.weights) < 2):
         return Role.NORM_SHIFT, "shifts a normalized signal"
     size = math.prod(weight.shape)
-    parts = [len(rows) for s in graph.ops[index].signals if s.rows is not None for _, rows in origins(graph, s.rows)]
+    seen = (origins(graph, signal.rows) for signal in op.signals if signal.rows is not None)
+    parts = [len(rows) for found in seen for _, rows in found]
     if layer is not None and (size in _widths(graph.ops[layer]) or parts == [size]):
         follow = graph.onward(piece, MOVEMENTS | CONVERSIONS)
         if all(graph.ops[c].kind in ("add", "sub") and graph.ops[c].weights for c in follow):
@@ -149,7 +151,8 @@ def _layer_of(graph: Graph, index: int) -> int | None:
 
 def _widths(op: Op) -> tuple[int, ...]:
     """Sizes that a bias of a layer can have."""
-    assert op.product is not None and op.out is not None
+    assert op.product is not None
+    assert op.out is not None
     features = int(op.out.shape[op.product.feature])
     rows = op.seen["numbers"].numel() if "numbers" in op.seen else features
     blocks = op.product.blocks

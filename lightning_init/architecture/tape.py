@@ -37,7 +37,8 @@ from lightning_init.architecture.operations import (
     kind,
 )
 from lightning_init.architecture.preserve import preserved
-from lightning_init.architecture.values import derived, observe, rows_of
+from lightning_init.architecture.rows import rows_of
+from lightning_init.architecture.values import derived, observe
 
 
 class Tape(TorchFunctionMode):
