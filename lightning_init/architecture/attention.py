@@ -22,6 +22,7 @@ from lightning_init.architecture.operations import (
 )
 from lightning_init.architecture.params import Part
 from lightning_init.architecture.products import Side
+from lightning_init.architecture.rows import once
 
 _ORDER = ("query", "key", "value")
 _ORDER_OF = {"query": 0, "key": 1, "key|value": 1, "value": 2}
@@ -142,11 +143,7 @@ def origins(graph: Graph, numbers: Tensor) -> list[tuple[Op, list[int]]]:
 
 
 def _distinct(rows: Tensor) -> list[int]:
-    """The different numbers; a dimension along which nothing changes is looked at once."""
-    for dim in range(rows.ndim):
-        if rows.stride(dim) == 0 and rows.shape[dim] > 1:
-            rows = rows.narrow(dim, 0, 1)
-    numbers: list[int] = torch.unique(rows).tolist()
+    numbers: list[int] = torch.unique(once(rows)).tolist()
     return numbers
 
 

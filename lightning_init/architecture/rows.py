@@ -58,6 +58,14 @@ def rows_of(op: Op, call: Call, starts: list[int]) -> list[Tensor | None]:
     return unknown
 
 
+def once(rows: Tensor) -> Tensor:
+    """The same numbers, without the dimensions along which nothing changes."""
+    for dim in range(rows.ndim):
+        if rows.stride(dim) == 0 and rows.shape[dim] > 1:
+            rows = rows.narrow(dim, 0, 1)
+    return rows
+
+
 def _written(call: Call, carried: list[tuple[Tensor, Tensor]]) -> Tensor | None:
     """The rows of a tensor into which another was written."""
     rows = {id(given): numbers for given, numbers in carried}
@@ -76,7 +84,7 @@ def _same_layer(rows: list[Tensor], signals: int, starts: list[int]) -> bool:
     """Whether an addition joins signals of one layer (rotary embedding), not of two."""
     if signals == 1:
         return True
-    ends = [int(end) for one in rows for end in (one.min(), one.max())]
+    ends = [int(end) for one in map(once, rows) for end in (one.min(), one.max())]
     return len(rows) == signals and len({bisect_right(starts, end) for end in ends}) == 1
 
 
