@@ -115,7 +115,7 @@ class Nonlinearities:
         # One call of a named function needs no reading of values.
         if not bent or all(c not in cone for i in bent for c in graph.ops[i].consumers):
             return None
-        outs = [graph.ops[call].out for call in cone]
+        outs = [graph.ops[call].out for call in bent]
         if any(out is not None and out.data_ptr() == x.data_ptr() for out in outs):
             return None  # overwritten
         found = [(1.0, 0, "")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from lightning_init.architecture.attention import origins
-from lightning_init.architecture.calls import Op, Weight
+from lightning_init.architecture.calls import Op, Signal, Weight
 from lightning_init.architecture.graph import SAME, Graph
 from lightning_init.architecture.operations import (
     CONVERSIONS,
@@ -169,7 +169,11 @@ def _joins_scores(graph: Graph, index: int) -> bool:
         seen.add(call)
         op = graph.ops[call]
         joined |= op.kind == "add" and any(graph.meets(source) for source in op.inputs)
-        if op.kind == "scaled_dot_product_attention" or (joined and op.kind == "softmax"):
+        if op.kind == "scaled_dot_product_attention":
+            attending = {part.op for part, _ in op.seen["parts"] if isinstance(part, Signal)}
+            if seen & set(op.inputs) - attending:  # a mask
+                return True
+        if joined and op.kind == "softmax":
             return True
         if call == index or (op.kind in SAME and op.product is None):
             waiting += op.consumers
