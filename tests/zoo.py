@@ -19,7 +19,7 @@ from tests import (
 )
 from tests.zoo_basic import Built, Forward, ids, noise
 
-__all__ = ["BARE", "TRANSFORMERS", "ZOO", "Built", "Forward", "ids", "noise"]
+__all__ = ["BARE", "TRANSFORMERS", "ZOO", "Built", "Forward", "ids", "noise", "seeded"]
 
 _BASIC = (
     *(basic.relu_mlp, basic.tanh_mlp, basic.selu_mlp, basic.swiglu, basic.swiglu_fused),
@@ -53,7 +53,7 @@ _TRANSFORMERS = (
 )
 
 
-def _seeded(build: Callable[[], Built]) -> Callable[[], Built]:
+def seeded(build: Callable[[], Built]) -> Callable[[], Built]:
     def built(seed: int = 0) -> Built:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # transformers imports modules that use deprecated features of other packages
@@ -72,6 +72,6 @@ BARE = frozenset(
     | {"normalized_queries"}
 )
 ZOO: dict[str, Callable[..., Built]] = {
-    build.__name__: _seeded(build)
+    build.__name__: seeded(build)
     for build in (*_BASIC, *_CONVOLUTION, *_SEQUENCE, *_ATTENTION, *_GATES, *_TRANSFORMERS)
 }

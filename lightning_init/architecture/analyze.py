@@ -29,6 +29,7 @@ from lightning_init.architecture.plain import plain
 from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.provenance import exact_provenance, flags_of
 from lightning_init.architecture.reading import Fact, read
+from lightning_init.architecture.roles import LEARNED
 from lightning_init.architecture.tape import trace
 
 
@@ -159,8 +160,9 @@ def _merged(info: ParamInfo, fact: Fact | None) -> ParamInfo:
 
 
 def _is_other_table(info: ParamInfo, fact: Fact) -> bool:
-    """A table of positions, or one that is used otherwise than by lookup."""
-    return info.role is Role.EMBEDDING and fact.role in (Role.POSITION, Role.OTHER)
+    """A table of positions, or one that is used otherwise than by lookup or as a whole."""
+    other = fact.role is Role.POSITION or (fact.role is Role.OTHER and fact.why != LEARNED)
+    return info.role is Role.EMBEDDING and other
 
 
 def _from_modules(model: nn.Module) -> dict[int, ParamInfo]:

@@ -21,6 +21,8 @@ from lightning_init.architecture.operations import (
     PRODUCTS,
 )
 from lightning_init.architecture.params import Part
+from lightning_init.architecture.products import Side
+from lightning_init.architecture.rows import once
 
 _ORDER = ("query", "key", "value")
 _ORDER_OF = {"query": 0, "key": 1, "key|value": 1, "value": 2}
@@ -45,23 +47,24 @@ class Attention:
 def attention(graph: Graph) -> dict[int, Attention]:
     """The part in attention of each matrix that has one, by the id of its parameter."""
     rows: dict[int, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-    widths: dict[tuple[int, str], int] = {}
+    heads_of: dict[tuple[int, str], int] = {}
     totals: dict[int, int] = {}
     outs: dict[int, int] = {}
     for context, parts in _contexts(graph):
-        for name, (signal, width) in zip(_ORDER, parts, strict=True):
+        most = 0
+        for name, (signal, side) in zip(_ORDER, parts, strict=True):
             for op, numbers in _rows(graph, signal):
                 matrix = _matrix(op)
                 for row in numbers:
                     rows[matrix][row].add(name)
-                widths[matrix, name], totals[matrix] = width, op.seen["rows"]
-        features = sum(len(numbers) for _, numbers in _rows(graph, parts[0][0]))
-        heads = max(1, features // max(parts[0][1], 1))
+                heads = max(1, len(numbers) // _features_of_a_head(signal, side, op))
+                heads_of[matrix, name], totals[matrix] = heads, op.seen["rows"]
+                most = max(most, heads)
         for layer in graph.onward(context, _BEFORE_OUT):
-            if graph.ops[layer].product is not None:
-                outs.setdefault(_matrix(graph.ops[layer]), heads)
+            if most and graph.ops[layer].product is not None:
+                outs.setdefault(_matrix(graph.ops[layer]), most)
     found = {
-        matrix: _describe(by_row, totals[matrix], widths, matrix)
+        matrix: _describe(by_row, totals[matrix], heads_of, matrix)
         for matrix, by_row in rows.items()
         # Signals may attend to themselves without projections.
         if not any("query" in parts and len(parts) > 1 for parts in by_row.values())
@@ -74,24 +77,32 @@ def _matrix(op: Op) -> int:
     return next(weight.params[0] for at, weight in op.weights if at == op.matrix)
 
 
-def _contexts(graph: Graph) -> Iterator[tuple[int, list[tuple[Signal | Weight | None, int]]]]:
+def _contexts(graph: Graph) -> Iterator[tuple[int, list[tuple[Signal | Weight | None, Side]]]]:
     for index, op in enumerate(graph.ops):
         if op.kind == "scaled_dot_product_attention":
             yield index, op.seen["parts"]
-        elif "pair" in op.seen:
-            for probabilities, value, width in _sides(op):
+        elif "meet" in op.seen:
+            for (probabilities, _), value in (op.seen["meet"], op.seen["meet"][::-1]):
                 scores = _scores(graph, probabilities.op)
                 if scores is not None:
-                    meet, last = scores.seen["meet"], scores.seen["width"]
-                    yield index, [(meet[0], last), (meet[1], last), (value, width)]
+                    yield index, [*scores.seen["meet"], value]
                     break
 
 
-def _sides(op: Op) -> Iterator[tuple[Signal, Signal, int]]:
-    left, right = op.seen["pair"]
-    widths = op.seen["widths"]
-    yield left, right, widths[1]
-    yield right, left, widths[0]
+def _features_of_a_head(signal: Signal | Weight | None, side: Side, layer: Op) -> int:
+    """How many of a layer's rows meet each other: those that are summed, or those of one matrix."""
+    assert isinstance(signal, Signal)
+    assert signal.rows is not None
+    rows, most = signal.rows, 1
+    for dims in (side.summed, side.matrix):
+        kept = {dim % rows.ndim for dim in dims}
+        for at in (0, -1):
+            one = rows[tuple(slice(None) if d in kept else at for d in range(rows.ndim))]
+            mine = [n for n in _distinct(one) if 0 <= n - layer.base < layer.seen["rows"]]
+            most = max(most, len(mine))
+        if most > 1:
+            break
+    return most
 
 
 def _scores(graph: Graph, index: int) -> Op | None:
@@ -103,7 +114,7 @@ def _scores(graph: Graph, index: int) -> Op | None:
             softmax = op
         elif op.kind in PRODUCTS:
             return op if softmax is not None and "meet" in op.seen else None
-        elif op.kind not in SAME:
+        elif op.kind not in SAME | {"tanh"}:  # scores are capped by a tanh
             return None
         inputs = graph.signals(index)
         if len(inputs) > 1:  # a bias that was computed: follow the scores
@@ -132,16 +143,12 @@ def origins(graph: Graph, numbers: Tensor) -> list[tuple[Op, list[int]]]:
 
 
 def _distinct(rows: Tensor) -> list[int]:
-    """The different numbers; a dimension along which nothing changes is looked at once."""
-    for dim in range(rows.ndim):
-        if rows.stride(dim) == 0 and rows.shape[dim] > 1:
-            rows = rows.narrow(dim, 0, 1)
-    numbers: list[int] = torch.unique(rows).tolist()
+    numbers: list[int] = torch.unique(once(rows)).tolist()
     return numbers
 
 
 def _describe(
-    by_row: dict[int, set[str]], total: int, widths: dict[tuple[int, str], int], matrix: int
+    by_row: dict[int, set[str]], total: int, heads_of: dict[tuple[int, str], int], matrix: int
 ) -> Attention:
     names = {row: "|".join(n for n in _ORDER if n in parts) for row, parts in by_row.items()}
     line = [names.get(row, "rest") for row in range(total)]
@@ -151,7 +158,7 @@ def _describe(
     )
     named = [part for part in parts if part.name != "rest"]
     first = next((part for part in named if part.name == "query"), named[0])
-    heads = max(1, first.size // max(widths[matrix, first.name.split("|")[0]], 1))
+    heads = heads_of[matrix, first.name.split("|")[0]]
     joined = "|".join(sorted((part.name for part in named), key=_ORDER_OF.__getitem__))
     return Attention(joined, heads, parts if len(parts) > 1 else ())
 

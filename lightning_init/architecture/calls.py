@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lightning_init.architecture.operations import RECURRENT, RECURRENT_CELLS, Function
@@ -23,6 +24,7 @@ class Weight:
         indices: For each dimension of that parameter the index that an element comes from, as
             tensors of this one's shape; `()` if it is raw, None where that is unknown.
         plus: What was added to that parameter, 0 if nothing.
+        joined: Whether the parameters lie side by side or are added: none is the main one.
     """
 
     params: tuple[int, ...]
@@ -30,6 +32,7 @@ class Weight:
     raw: bool = False
     indices: tuple[Tensor, ...] | None = ()
     plus: float = 0.0
+    joined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,18 @@ class Op:
     def is_recurrent(self) -> bool:
         """Whether the call is one of PyTorch's recurrent kernels."""
         return bool(self.weights) and self.kind in RECURRENT | RECURRENT_CELLS
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A tensor without the wrappers of `torch.func`, whose values cannot be read."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether the values of a tensor can be looked at."""
+    return not tensor.is_meta and plain(tensor) is tensor
 
 
 def tensors(value: object) -> Iterator[Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from lightning_init.architecture.calls import Op
+from lightning_init.architecture.composed import is_written_norm
 from lightning_init.architecture.operations import (
     ARITHMETIC,
     BOUNDED,
@@ -32,6 +33,8 @@ class Graph:
         self._before: list[int] = []
         learned = 0
         for index, op in enumerate(ops):
+            if "shapes" in op.seen and not op.seen["normalized"]:
+                op.seen["normalized"] = is_written_norm(ops, op)
             mask, depth = 0, 0
             for source in op.inputs:
                 mask |= self._before[source] | 1 << source
@@ -40,7 +43,8 @@ class Graph:
             layers = op.seen.get("layers", 1) if op.is_weight_layer else 0
             self.depth.append(depth + layers)
             self.weights |= int(op.is_weight_layer) << index
-            learned |= int(op.is_weight_layer or op.kind in LOOKUPS) << index
+            made = op.is_weight_layer or op.kind in LOOKUPS or op.kind == "learned"
+            learned |= int(made) << index
         self._learned = learned
 
     def past(self, index: int) -> int:
@@ -67,8 +71,16 @@ class Graph:
             return [value.op] if hasattr(value, "op") else []
         if op.kind in ("mul", "addcmul", "lerp") or op.kind in PRODUCTS:
             open_ = [source for source in inputs if not self.is_gate(source)]
-            return open_ or inputs
+            return self._unstretched(index, open_ or inputs)
         return inputs
+
+    def _unstretched(self, index: int, factors: list[int]) -> list[int]:
+        """The factors of an elementwise product that have its size, if any is stretched to it."""
+        if self.ops[index].kind in PRODUCTS or len(factors) < 2:
+            return factors
+        outs = {source: self.ops[source].out for source in (index, *factors)}
+        sizes = {source: 0 if out is None else out.numel() for source, out in outs.items()}
+        return [source for source in factors if sizes[source] >= sizes[index]] or factors
 
     def is_gate(self, index: int) -> bool:
         """Whether a signal is the result of a sigmoid or softmax, at most seen from another side."""
@@ -90,14 +102,14 @@ class Graph:
         found = [False] * len(self.ops)
         for index in range(len(self.ops) - 1, -1, -1):
             found[index] = any(
-                found[consumer] or (self.ops[consumer].is_weight_layer and self._ends[consumer])
+                found[consumer] or (self.ops[consumer].is_weight_layer and self.ends[consumer])
                 for consumer in self.ops[index].consumers
             )
         return found
 
     @cached_property
-    def _ends(self) -> list[bool]:
-        """Whether a call's values reach the end otherwise than as a gate."""
+    def ends(self) -> list[bool]:
+        """Whether a call's values reach an end otherwise than as a gate."""
         found = [False] * len(self.ops)
         for index in range(len(self.ops) - 1, -1, -1):
             consumers = self.ops[index].consumers
@@ -121,7 +133,7 @@ class Graph:
     def is_output(self, index: int) -> bool:
         """Whether a weight layer's values reach the end, and no weight layer follows."""
         return (
-            self.ops[index].is_weight_layer and not self.reaches_layer[index] and self._ends[index]
+            self.ops[index].is_weight_layer and not self.reaches_layer[index] and self.ends[index]
         )
 
     def longest_way(self, start: int, end: int) -> int:

@@ -36,6 +36,7 @@ _NAMED: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": F.softplus,
     "sin": torch.sin,
 }
+_SAMPLE = 4096
 _TOLERANCE = 0.05  # of the function's rms: GELU's formulas agree within 1 %, silu is 20 % away
 _REDUCTIONS = frozenset({"mean", "var", "std", "var_mean", "std_mean", "sum", "norm", "square"})
 _BENT = frozenset({"erf", "exp", "where", "masked_fill", "clamp", "sqrt", "abs"})
@@ -85,14 +86,28 @@ class Nonlinearities:
             return self.after(norm)
         # Beside the way of its own, a stream is also added to: that is no function of it.
         ways = [c for c in consumers if c not in self._sums]
+        parts = all(graph.ops[c].kind in SPLITS for c in ways) or self._are_slices(index, ways)
+        if not parts:
+            ways = [c for c in ways if graph.ends[c]] or ways  # what only makes a gate is aside
         follow = {self._through(index, consumer) for consumer in ways}
-        if ways and all(graph.ops[c].kind in SPLITS for c in ways):
+        if ways and parts:
             follow = (follow - {"linear"}) or follow  # a gate in one half speaks for the layer
         return follow.pop() if len(follow) == 1 else "linear"
 
+    def _are_slices(self, index: int, ways: list[int]) -> bool:
+        """Whether calls take parts of a signal that together are the whole: `x[:, :n]`, `x[:, n:]`."""
+        outs = [self._graph.ops[call].out for call in (index, *ways)]
+        if len(ways) < 2 or any(self._graph.ops[call].kind != "getitem" for call in ways):
+            return False
+        whole, *parts = [tuple(out.shape) for out in outs if out is not None]
+        if any(len(part) != len(whole) for part in parts):
+            return False
+        cut = {d for part in parts for d, size in enumerate(part) if size != whole[d]}
+        return len(cut) == 1 and all(sum(part[d] for part in parts) == whole[d] for d in cut)
+
     def _through(self, index: int, consumer: int) -> str:
         op = self._graph.ops[consumer]
-        alone = self._graph.signals(consumer) == [index]
+        alone = self._graph.values(consumer) == [index]  # gates aside
         if op.is_weight_layer or op.kind not in TRANSPARENT | {"mul", "div"} | ADDITIONS:
             return "linear"
         if op.kind in ("mul", "div") and not alone:
@@ -110,6 +125,9 @@ class Nonlinearities:
         # One call of a named function needs no reading of values.
         if not bent or all(c not in cone for i in bent for c in graph.ops[i].consumers):
             return None
+        outs = [graph.ops[call].out for call in bent]
+        if any(out is not None and out.data_ptr() == x.data_ptr() for out in outs):
+            return None  # overwritten
         found = [(1.0, 0, "")]
         behind = set(bent)
         for call in cone:  # in execution order
@@ -118,7 +136,7 @@ class Nonlinearities:
                 continue
             behind.add(call)
             if op.kind not in ACTIVATIONS and y is not None and y.shape == x.shape:
-                error, name = _closest(x.detach().float(), y.detach().float())
+                error, name = _closest(_sample(x), _sample(y))
                 found.append((error, -call, name))
         error, _, name = min(found)
         if error > _TOLERANCE:
@@ -151,6 +169,12 @@ class Nonlinearities:
                 cone.append(call)
                 waiting = sorted({*waiting, *op.consumers})
         return cone[1:]
+
+
+def _sample(x: Tensor) -> Tensor:
+    """Some of the values of a tensor, enough to tell functions apart."""
+    flat = x.detach().flatten()
+    return flat[:: max(1, len(flat) // _SAMPLE)].float()
 
 
 def _closest(x: Tensor, y: Tensor) -> tuple[float, str]:

@@ -23,7 +23,7 @@ _SYNONYMS = {
     **{"concat": "cat", "concatenate": "cat", "swapaxes": "transpose", "swapdims": "transpose"},
     **{"_softmax": "softmax", "dropout1d": "dropout", "dropout2d": "dropout"},
     **{"dropout3d": "dropout", "alpha_dropout": "dropout", "feature_alpha_dropout": "dropout"},
-    **{"native_dropout": "dropout", "feature_dropout": "dropout"},
+    **{"native_dropout": "dropout", "feature_dropout": "dropout", "_grouped_mm": "grouped_mm"},
 }
 
 
@@ -68,7 +68,7 @@ MATRIX = CONVOLUTIONS | {"linear", "bilinear", "addmm"}  # layers with one matri
 PRODUCTS = frozenset(
     {
         *("matmul", "mm", "bmm", "mv", "dot", "inner", "linear", "addmm", "baddbmm", "addbmm"),
-        *("einsum", "tensordot", "chain_matmul", "vdot"),
+        *("einsum", "tensordot", "chain_matmul", "vdot", "grouped_mm"),
     }
 )
 NORMS = frozenset({"layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm"})
@@ -80,6 +80,8 @@ LAYERS = (
     | NORMS
     | {"linear", "bilinear", "scaled_dot_product_attention", "softmax", "dropout"}
 )
+# Their first argument is what flows, whatever it is made of.
+TAKES_INPUT = CONVOLUTIONS | NORMS | {"linear", "bilinear", "scaled_dot_product_attention"}
 LOOKUPS = frozenset({"embedding", "embedding_bag"})
 ADDITIONS = frozenset({"add", "sub", "addcmul", "index_add", "scatter_add"})
 MERGES = ADDITIONS | {"cat", "stack", "setitem", "where", "masked_scatter", "index_put"}
@@ -99,10 +101,11 @@ MOVEMENTS = frozenset(
         *("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "getitem", "select"),
         *("narrow", "index_select", "unflatten", "flatten", "squeeze", "unsqueeze", "expand"),
         *("expand_as", "repeat", "repeat_interleave", "tile", "roll", "flip", "rot90", "cat"),
-        *("stack", "view_as", "reshape_as", "broadcast_to", "ravel", "take_along_dim"),
+        *("stack", "gather", "view_as", "reshape_as", "broadcast_to", "ravel", "take_along_dim"),
         *("hstack", "vstack", "dstack", "diagonal", "_unsafe_view", "hsplit", "vsplit", "H", "mH"),
     }
 )
+TEMPLATES = frozenset({"type_as", "to", "view_as", "reshape_as", "expand_as"})  # of a second tensor
 SPLITS = frozenset({"chunk", "split", "split_with_sizes", "tensor_split", "unbind"})
 # Element by element, or nearly so: the shape and the order of the elements stay.
 CONVERSIONS = frozenset(

@@ -27,6 +27,8 @@ class Product:
         blocks: Matrices that the operand stacks (groups, experts).
         axis: The operand's dimension of output features, None if there is not exactly one.
         feature: The output's dimension of the same features.
+        grid: Where features lie in several dimensions, as (head, width of a head): all pairs of
+            the operand's dimension and the output's; `()` otherwise.
     """
 
     fan_in: float
@@ -34,6 +36,7 @@ class Product:
     blocks: int = 1
     axis: int | None = None
     feature: int = -1
+    grid: tuple[tuple[int, int], ...] = ()
 
 
 def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], at: int, name: str) -> Any:
@@ -46,8 +49,10 @@ def operands(
 ) -> tuple[Any, Any, Any] | None:
     """The two factors of a product, left and right, and what is added; None for other calls."""
     match kind:
-        case "linear" | "mv" | "mm" | "bmm" | "matmul" | "inner" | "dot" | "tensordot":
-            names = ("weight", "other", "mat2", "vec", "tensor")
+        case (
+            "linear" | "mv" | "mm" | "bmm" | "matmul" | "inner" | "dot" | "tensordot" | "grouped_mm"
+        ):
+            names = ("weight", "other", "mat2", "mat_b", "vec", "tensor")
             right = next((kwargs[name] for name in names if name in kwargs), None)
             bias = argument(args, kwargs, 2, "bias") if kind == "linear" else None
             left = args[0] if args else kwargs.get("input")
@@ -157,29 +162,55 @@ def _einsum(equation: object, left: bool, shape: tuple[int, ...]) -> Product | N
         feature = out.index(features[0]) - len(out)  # an ellipsis stands before or not at all
         if "." in out[out.index(features[0]) :]:
             axis = None
+    own = [letter for letter in sizes if letter in out and letter not in other]
+    grid = tuple((mine.index(letter), out.index(letter) - len(out)) for letter in own)
     return Product(
         math.prod(sizes[letter] for letter in summed),
         math.prod(sizes[letter] for letter in features),
         math.prod(sizes[letter] for letter in stacked),
         axis,
         feature,
+        grid if len(own) > 1 and "." not in out[min(out.index(letter) for letter in own) :] else (),
     )
 
 
-def shared_width(kind: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Products summed into one element where two signals meet (the width of an attention head)."""
-    found = operands(kind, args, kwargs)
-    if found is None:
-        return 0
-    left = found[0]
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A signal that meets another in a product.
+
+    Attributes:
+        summed: Its dimensions that the product sums over.
+        matrix: Its dimensions that are not shared with the result and the other signal: those of
+            one matrix of a batch.
+    """
+
+    summed: tuple[int, ...]
+    matrix: tuple[int, ...]
+
+
+def sides(kind: str, args: tuple[Any, ...]) -> tuple[Side, Side]:
+    """How the two signals of a product meet.
+
+    Example:
+        >>> sides("einsum", ("bhid,bhjd->bhij",))[1]
+        Side(summed=(3,), matrix=(2, 3))
+    """
+    both = (-2, -1)
     if kind != "einsum":
-        return int(left.shape[-1])
+        return Side((-1,), both), Side((-1,) if kind in ("linear", "inner") else (-2,), both)
     terms, _, out = str(args[0]).replace(" ", "").partition("->")
-    one, two = terms.split(",")
-    if "." in terms:
-        return int(left.shape[-1]) if one[-1] in two and one[-1] not in out else 0
-    sizes = dict(zip(one, left.shape, strict=True))
-    return math.prod(sizes[letter] for letter in sizes if letter in two and letter not in out)
+    one, two = terms.replace("...", ".").split(",")
+
+    def side(mine: str, other: str) -> Side:
+        ends = mine.index(".") if "." in mine else len(mine)
+        at = {letter: i if i < ends else i - len(mine) for i, letter in enumerate(mine)}
+        at.pop(".", None)
+        return Side(
+            tuple(i for letter, i in at.items() if letter in other and letter not in out),
+            tuple(i for letter, i in at.items() if not (letter in other and letter in out)),
+        )
+
+    return side(one, two), side(two, one)
 
 
 def owner_of_last(kind: str, args: tuple[Any, ...]) -> int:

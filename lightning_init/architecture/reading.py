@@ -13,7 +13,7 @@ from lightning_init.architecture.nonlinearity import Nonlinearities
 from lightning_init.architecture.operations import ACTIVATIONS, CONVOLUTIONS, NORMS
 from lightning_init.architecture.params import Part, Role, Usage
 from lightning_init.architecture.priors import priors
-from lightning_init.architecture.residual import Branch, residual_branches
+from lightning_init.architecture.residual import Branch, bare_scales, residual_branches
 from lightning_init.architecture.roles import role_of
 
 _MOST_PIECES = 8  # a split into more is a split into heads or positions, not into matrices
@@ -63,38 +63,45 @@ def read(ops: list[Op]) -> Reading:
     functions = Nonlinearities(graph, frozenset(call for b in branches for call in b.sums))
     uses: dict[int, list[tuple[int, int, Weight]]] = defaultdict(list)
     for index, op in enumerate(ops):
-        for place, weight in op.weights:
+        for place, weight in () if "computes" in op.seen else op.weights:
             for parameter in weight.params:
                 uses[parameter].append((index, place, weight))
+    scales = bare_scales(graph) | {call for branch in branches for call in branch.after}
     pieces = _pieces(graph)
-    facts = {
-        parameter: _fact(graph, branches, functions, parts_in_attention, pieces, parameter, used)
-        for parameter, used in uses.items()
-    }
+    facts = {}
+    for parameter, used in uses.items():
+        role = _role(graph, scales, parameter, used)
+        usage = _usage(graph, branches, functions, parameter, used)
+        facts[parameter] = _fact(graph, role, usage, parts_in_attention, pieces, parameter, used[0])
     for bias, values in priors(graph).items():
         facts[bias] = replace(facts[bias], prior=values)
     traits = _traits(graph, functions, bool(parts_in_attention))
     return Reading(facts, len(branches), traits)
 
 
+def _role(
+    graph: Graph, scales: set[int], parameter: int, used: list[tuple[int, int, Weight]]
+) -> tuple[Role, str]:
+    """The most telling of a parameter's roles, and why."""
+    roles = [
+        role_of(graph, *use, main=_is_main(graph, use, parameter), scales=use[0] in scales)
+        for use in used
+    ]
+    return min(roles, key=lambda pair: _RANK.index(pair[0]))
+
+
 def _fact(
     graph: Graph,
-    branches: list[Branch],
-    functions: Nonlinearities,
+    seen: tuple[Role, str],
+    usage: Usage,
     in_attention: dict[int, Attention],
     pieces: dict[int, tuple[Part, ...]],
     parameter: int,
-    used: list[tuple[int, int, Weight]],
+    used: tuple[int, int, Weight],
 ) -> Fact:
-    index, place, weight = used[0]
+    role, why = seen
+    index, place, weight = used
     op = graph.ops[index]
-    after = {call for branch in branches for call in branch.after}
-    roles = [
-        role_of(graph, *use, main=use[2].params[0] == parameter, scales=use[0] in after)
-        for use in used
-    ]
-    role, why = min(roles, key=lambda pair: _RANK.index(pair[0]))
-    usage = _usage(graph, branches, functions, parameter, used)
     attends = _attends(in_attention, op, parameter)
     if role not in (Role.WEIGHT, Role.BIAS):
         attends = None
@@ -105,26 +112,32 @@ def _fact(
         fact = replace(fact, identity=1.0 - weight.plus)
     if op.product is not None and place == op.matrix and weight.params[0] == parameter:
         found = op.product
-        stacked = round(1 / op.seen["share"]) if len(weight.shape) > 2 else 1
-        blocks = found.blocks if op.kind in CONVOLUTIONS else found.blocks * stacked
+        share = op.seen["share"]  # of the parameter in the operand: less of stacked experts
+        whole = share < 1 and (len(weight.shape) == 2 or op.kind in CONVOLUTIONS)
+        blocks = max(1, found.blocks if whole else round(found.blocks / share))
         fan_out = found.fan_out
         if attends is not None and op.kind not in CONVOLUTIONS:  # (heads, width, head): one matrix
             blocks, fan_out = 1, fan_out * blocks
         axis = op.seen.get("axis", found.axis or 0)
         fact = replace(fact, fan_in=found.fan_in, fan_out=fan_out, blocks=blocks, axis=axis)
-    parts = attends.rows if attends is not None else ()
+    parts = attends.rows if attends is not None and "grid" not in op.seen else ()
     matrix = _matrix(op)
     if not parts and not usage.is_output and not usage.attention:
         parts = pieces.get(parameter, pieces.get(matrix, ()) if place != op.matrix else ())
     if parts:
         size = sum(part.size for part in parts) / len(parts)
-        row = fact.fan_out / len(op.seen["numbers"]) if "numbers" in op.seen else 1.0
+        row = fact.fan_out / op.seen["numbers"].numel() if "numbers" in op.seen else 1.0
         fact = replace(fact, parts=parts, blocks=len(parts), fan_out=size * row)
     if role in (Role.EMBEDDING, Role.POSITION):
         fact = replace(
             fact, fan_in=1.0, fan_out=float(weight.shape[-1]), blocks=1, axis=0, parts=()
         )
     return fact if role in _SHAPED else replace(fact, fan_out=math.nan)
+
+
+def _is_main(graph: Graph, use: tuple[int, int, Weight], parameter: int) -> bool:
+    index, _, weight = use
+    return weight.params[0] == parameter or (weight.joined and not graph.ops[index].is_weight_layer)
 
 
 _SHAPED = (Role.WEIGHT, Role.RECURRENT, Role.EMBEDDING, Role.POSITION)
@@ -191,8 +204,11 @@ def _pieces(graph: Graph) -> dict[int, tuple[Part, ...]]:
         layer = listed[0][0][0]
         if any(other is not layer or len(rows) < 2 for ((other, rows),) in listed):
             continue
-        numbers = [rows for ((_, rows),) in listed]
-        if sorted(row for rows in numbers for row in rows) != list(range(layer.seen["rows"])):
+        numbers, total = [rows for ((_, rows),) in listed], layer.seen["rows"]
+        if "grid" in layer.seen:  # the same parts in each of several matrices
+            total = layer.seen["numbers"].shape[-1]
+            numbers = [sorted({row % total for row in rows}) for rows in numbers]
+        if sorted(row for rows in numbers for row in rows) != list(range(total)):
             continue
         parts = tuple(Part(str(i), ranges(rows)) for i, rows in enumerate(numbers))
         found.setdefault(_matrix(layer), parts)

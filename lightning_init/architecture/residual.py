@@ -16,6 +16,7 @@ from lightning_init.architecture.operations import (
     ADDITIONS,
     ARITHMETIC,
     MERGES,
+    NORMS,
     PRODUCTS,
     TRANSPARENT,
 )
@@ -62,6 +63,7 @@ def residual_branches(graph: Graph) -> list[Branch]:
     found: list[Branch] = []
     skips: dict[int, int] = {}
     sums: dict[int, int] = {}
+    starts: dict[int, int] = {}
     for index, op in enumerate(graph.ops):
         if op.kind not in ADDITIONS or len(op.inputs) != 2:
             continue
@@ -70,18 +72,28 @@ def residual_branches(graph: Graph) -> list[Branch]:
         candidates = []
         one, two = op.inputs
         for skip, branch in ((one, two), (two, one)):
+            if _is_stretched(graph, skip, index):
+                continue
             source = _source(graph, skips, skip, graph.past(branch))
             own = graph.past(branch) & ~graph.past(skip) & graph.weights
-            if source is not None and own.bit_count() > source[1]:
-                start, layers, beside = source
-                candidates.append((layers, -own.bit_count(), skip, branch, start, beside, own))
+            if source is None or own.bit_count() <= source[1]:
+                continue
+            start, layers, beside = source
+            passed = graph.past(branch) & ~graph.past(start)
+            if layers and any(passed >> s & 1 and _before(graph, starts[s], start) for s in starts):
+                continue  # the fork lies inside of a branch: its stream goes on beside it
+            if layers and _recurs(graph, skip, own):
+                continue
+            way = graph.longest_way(start, branch)
+            if way:
+                candidates.append((layers, -own.bit_count(), skip, branch, start, beside, own, way))
         if not candidates:
             continue
-        _, _, skip, branch, start, beside, own = min(candidates)
+        _, _, skip, branch, start, beside, own, way = min(candidates)
         ends, after = _ends(graph, skips, branch, own)
         if ends:
-            skips[index] = skip
-            new = Branch(tuple(ends), tuple(after), graph.longest_way(start, branch), (index,))
+            skips[index], starts[index] = skip, start
+            new = Branch(tuple(ends), tuple(after), way, (index,))
             # x + attention(x) + mlp(x): both leave the stream at the same place.
             earlier = sums.get(beside, -1)
             if earlier >= 0:
@@ -89,6 +101,49 @@ def residual_branches(graph: Graph) -> list[Branch]:
             sums[index] = earlier if earlier >= 0 else len(found)
             found += [new] if earlier < 0 else []
     return found
+
+
+def _before(graph: Graph, one: int, other: int) -> bool:
+    return one != other and bool(graph.past(other) >> one & 1)
+
+
+def bare_scales(graph: Graph) -> set[int]:
+    """Multiplications by a parameter at the end of a branch that only normalizes and pools.
+
+    Its skip path is the stream as it is: what mixes two streams with learned weights scales both.
+    """
+    found = set()
+    for op in graph.ops:
+        if op.kind != "add" or len(op.inputs) != 2:
+            continue
+        for skip, branch in (op.inputs, op.inputs[::-1]):
+            end = graph.ops[branch]
+            if end.kind != "mul" or not end.weights or not graph.past(branch) >> skip & 1:
+                continue
+            between = graph.past(branch) & ~graph.past(skip)
+            calls = [graph.ops[i].kind for i in range(skip, branch) if between >> i & 1]
+            if NORMS & set(calls) and not between & graph.weights:
+                found.add(branch)
+    return found
+
+
+def _recurs(graph: Graph, skip: int, own: int) -> bool:
+    """Whether the projection on a skip path is also part of the branch: a step of a recurrence."""
+    while not graph.ops[skip].is_weight_layer:
+        skip = graph.signals(skip)[0]
+    layers = (op for index, op in enumerate(graph.ops) if own >> index & 1)
+    return any(set(graph.ops[skip].params) & set(op.params) for op in layers)
+
+
+def _is_stretched(graph: Graph, skip: int, total: int) -> bool:
+    """Whether one side of a sum is repeated along other dimensions than those of a batch."""
+    one, two = graph.ops[skip].out, graph.ops[total].out
+    if one is None or two is None:
+        return False
+    shape = list(one.shape)
+    while shape and shape[0] == 1:
+        shape.pop(0)
+    return shape != list(two.shape)[len(two.shape) - len(shape) :]
 
 
 def _source(

@@ -24,19 +24,22 @@ from torch.nn.modules.module import (
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from lightning_init.architecture.calls import Call, Op, Signal, Weight, tensors
+from lightning_init.architecture.calls import Call, Op, Signal, Weight, plain, tensors
 from lightning_init.architecture.opened import OPENED
 from lightning_init.architecture.operations import (
     CONVERSIONS,
     FRESH,
     MOVEMENTS,
     SPLITS,
+    TAKES_INPUT,
+    TEMPLATES,
     Function,
     in_place,
     kind,
 )
 from lightning_init.architecture.preserve import preserved
-from lightning_init.architecture.values import derived, observe, rows_of
+from lightning_init.architecture.rows import rows_of
+from lightning_init.architecture.values import derived, observe
 
 
 class Tape(TorchFunctionMode):
@@ -58,6 +61,7 @@ class Tape(TorchFunctionMode):
         self._constants = {id(tensor) for tensor in constants}
         self._alive: list[Tensor] = []  # an id is only unique while its tensor lives
         self._rows = 0
+        self._starts: list[int] = []
         for parameter in parameters:
             if is_lazy(parameter):
                 continue
@@ -76,21 +80,21 @@ class Tape(TorchFunctionMode):
         if func in OPENED:
             with self:
                 return OPENED[func](*args, **kwargs)
-        given = list(tensors((args, kwargs)))
+        given = list(tensors((args, {key: kwargs[key] for key in kwargs if key != "out"})))
         before = [self._look_up(tensor) for tensor in given]
         try:
             out = func(*args, **kwargs)
         except Exception as error:
             self.failed = (kind(func), error)
             raise
-        results = list(tensors(args[0] if kind(func) == "setitem" else out))
-        if results:
-            self._alive += results
-            call = Call(func, args, kwargs, given, before, results)
-            for result, known in zip(results, self._note(call), strict=True):
+        made = list(tensors(args[0] if kind(func) == "setitem" else out))
+        if made:
+            self._alive += made
+            call = Call(func, args, kwargs, given, before, made)
+            for result, known in zip(made, self._note(call), strict=True):
                 self._remember(result, known)
-                if in_place(func) and result._base is not None:
-                    self._remember(result._base, self._without_rows(known))
+                if in_place(func) and plain(result)._base is not None:
+                    self._write_through(plain(result), known)
         return out
 
     def _note(self, call: Call) -> Iterable[Weight | Signal]:
@@ -106,20 +110,29 @@ class Tape(TorchFunctionMode):
             return [self._source(given) for _ in call.results]
         if (weights := derived(name, call)) is not None:
             return weights
+        if name in TAKES_INPUT:
+            self._learned_inputs(name, call)
         if all(isinstance(known, Signal) and known.constant for known in call.before):
             return [self._source(given=False) for _ in call.results]
-        signals = tuple(known for known in call.before if isinstance(known, Signal))
+        signals = tuple(
+            known
+            for given, known in zip(call.given, call.before, strict=True)
+            if isinstance(known, Signal) and (given.is_floating_point() or given.is_complex())
+        )
+        signals = signals[:1] if name in TEMPLATES else signals
         op = Op(
             name,
             tuple(dict.fromkeys(signal.op for signal in signals)),
             tuple((i, known) for i, known in enumerate(call.before) if isinstance(known, Weight)),
             signals,
-            out=first,
+            out=plain(first),
             base=self._rows,
         )
-        observe(op, call)
-        rows = rows_of(op, call)
-        self._rows += op.seen.get("rows", 0)
+        observe(self.ops, op, call)
+        rows = rows_of(op, call, self._starts)
+        if "rows" in op.seen:
+            self._starts.append(self._rows)
+            self._rows += op.seen["rows"]
         if name not in SPLITS:
             at = self._append(op)
             return [Signal(at, labels) for labels in rows]
@@ -128,6 +141,18 @@ class Tape(TorchFunctionMode):
         return [
             Signal(self._append(piece), labels) for piece, labels in zip(pieces, rows, strict=True)
         ]
+
+    def _learned_inputs(self, name: str, call: Call) -> None:
+        """A parameter that a layer takes as its input is a signal from there on: a learned query."""
+        places = range(3) if name == "scaled_dot_product_attention" else range(1)
+        for place in places:
+            weight = call.before[place]
+            if isinstance(weight, Weight):
+                signal = Signal(self._append(Op("learned", weights=((0, weight),))))
+                call.before[place] = signal
+                for key, known in self._known.items():
+                    if isinstance(known, Weight) and known.params == weight.params:
+                        self._known[key] = signal
 
     def _append(self, op: Op) -> int:
         for source in op.inputs:
@@ -138,15 +163,24 @@ class Tape(TorchFunctionMode):
     def _remember(self, tensor: Tensor, known: Weight | Signal) -> None:
         self._known[id(tensor)] = known
         self._alive.append(tensor)
-        if tensor.layout is torch.strided and tensor.numel() and (place := tensor.data_ptr()):
+        inner = plain(tensor)
+        if inner is not tensor:
+            tensor, known = inner, Signal(known.op) if isinstance(known, Signal) else known
+            self._known[id(inner)] = known
+        if place := _place(tensor):
             self._places[place, tensor.shape] = known
 
     def _look_up(self, tensor: Tensor) -> Weight | Signal:
         known = self._known.get(id(tensor))
         if known is None:
-            if tensor.layout is torch.strided and tensor.numel() and tensor.data_ptr():
+            inner = plain(tensor)
+            if inner is not tensor:  # one of the examples that `vmap` runs at once
+                known = self._known.get(id(inner))
+                if isinstance(known, Weight):
+                    known = replace(known, raw=False, indices=None)
+            elif place := _place(tensor):
                 # A custom autograd function hands its results on as new objects.
-                known = self._places.get((tensor.data_ptr(), tensor.shape))
+                known = self._places.get((place, tensor.shape))
             known = known or self._source(given=id(tensor) not in self._constants)
             self._remember(tensor, known)
         return known
@@ -155,9 +189,27 @@ class Tape(TorchFunctionMode):
         self.ops.append(Op("input"))
         return Signal(len(self.ops) - 1, given=given, source=True)
 
-    @staticmethod
-    def _without_rows(known: Weight | Signal) -> Weight | Signal:
-        return Signal(known.op) if isinstance(known, Signal) else known
+    def _write_through(self, view: Tensor, known: Weight | Signal) -> None:
+        """What was written into a view is part of the tensor behind it."""
+        base = view._base
+        if base is None or not isinstance(known, Signal):
+            return
+        before, rows = self._known.get(id(base)), None
+        if known.rows is not None and base.layout is torch.strided:
+            rows = torch.full_like(base, -1, dtype=torch.long, requires_grad=False)
+            if isinstance(before, Signal) and before.rows is not None:
+                rows.copy_(before.rows)
+            offset = view.storage_offset() - base.storage_offset()
+            if rows.stride() == base.stride():
+                rows.as_strided(view.shape, view.stride(), offset).copy_(known.rows)
+        self._remember(base, Signal(known.op, rows))
+
+
+def _place(tensor: Tensor) -> int:
+    """Where a tensor's values lie, 0 if nowhere."""
+    if tensor.layout is not torch.strided or plain(tensor) is not tensor or not tensor.numel():
+        return 0
+    return tensor.data_ptr()
 
 
 class ForwardError(RuntimeError):

@@ -1,32 +1,33 @@
-"""While a forward pass is recorded: what a call's results are, and which rows they carry on."""
+"""While a forward pass is recorded: what a call's results are, and what it shows."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_init.architecture.calls import Call, Op, Signal, Weight
+from lightning_init.architecture.calls import Call, Op, Signal, Weight, readable
+from lightning_init.architecture.composed import is_softmax, kernel, product_by_sum
 from lightning_init.architecture.operations import (
-    ADDITIONS,
     CONVERSIONS,
     ELEMENTWISE,
     LAYERS,
     LOOKUPS,
+    MERGES,
     MOVEMENTS,
-    SAME_SHAPE,
-    SPLITS,
+    TAKES_INPUT,
 )
 from lightning_init.architecture.priors import LOSSES, observed
 from lightning_init.architecture.products import (
+    Side,
     argument,
     operands,
     owner_of_last,
     product,
-    shared_width,
+    sides,
 )
+from lightning_init.architecture.rows import output_rows, replay
 
 
 def derived(name: str, call: Call) -> list[Weight] | None:
@@ -56,17 +57,20 @@ def derived(name: str, call: Call) -> list[Weight] | None:
         results = [_indices(first, tensor)]
     elif name in MOVEMENTS and len(call.given) == 1:
         indices = _indices(first, tensor)
-        moved = [_replay(name, call, {id(tensor): index}) for index in indices or ()]
+        moved = [replay(name, call, {id(tensor): index}) for index in indices or ()]
         if moved and all(m is not None for m in moved):
             results = list(zip(*(m for m in moved if m is not None), strict=True))
         elif indices == ():
             results = [() for _ in call.results]
-    return [Weight(params, first.shape, indices=found, plus=plus) for found in results]
+    joined = first.joined or (len(weights) > 1 and name in MERGES)
+    return [Weight(params, first.shape, indices=i, plus=plus, joined=joined) for i in results]
 
 
 def _is_lookup(name: str, call: Call) -> bool:
     """Whether integers choose rows of a parameter: `table[index]`."""
     if name not in ("getitem", "index_select", "gather", "take_along_dim", "index"):
+        return False
+    if call.given[0].ndim > 2:  # matrices of experts are chosen, not rows
         return False
     return isinstance(call.before[0], Weight) and any(
         not tensor.is_floating_point() and tensor.dtype != torch.bool and tensor.ndim
@@ -84,37 +88,7 @@ def _indices(weight: Weight, tensor: Tensor) -> tuple[Tensor, ...] | None:
     )
 
 
-def _replay(name: str, call: Call, stand_ins: dict[int, Tensor]) -> list[Tensor] | None:
-    """The same rearrangement of other tensors of the same shapes, one per result."""
-
-    def swap(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if id(value) in stand_ins:
-                return stand_ins[id(value)]
-            floating = value.is_floating_point() or value.is_complex()
-            return torch.full((), -1).expand(value.shape) if floating else value.cpu()
-        if isinstance(value, (list, tuple)):
-            return type(value)(swap(item) for item in value)
-        return value
-
-    function = call.function
-    if name in ("view", "_unsafe_view"):  # numbers are expanded, and a view of them may not exist
-        function = torch.Tensor.reshape
-    try:
-        if name == "getitem":
-            out: Any = swap(call.args[0])[swap(call.args[1])]
-        else:
-            out = function(*swap(call.args), **{key: swap(v) for key, v in call.kwargs.items()})
-    except Exception:
-        return None  # rows that cannot be followed are unknown, nothing else
-    found = [out] if isinstance(out, Tensor) else list(out)
-    fits = len(found) == len(call.results) and all(
-        one.shape == two.shape for one, two in zip(found, call.results, strict=True)
-    )
-    return found if fits else None
-
-
-def observe(op: Op, call: Call) -> None:
+def observe(ops: list[Op], op: Op, call: Call) -> None:
     """Add to a new entry of the tape what only the call's arguments can tell."""
     name, seen = op.kind, op.seen
     factors = operands(name, call.args, call.kwargs)
@@ -122,27 +96,27 @@ def observe(op: Op, call: Call) -> None:
         left, right = (call.known(factor) for factor in factors[:2])
         on_left = isinstance(left, Weight) and not isinstance(right, Weight)
         weight, tensor = (left, factors[0]) if on_left else (right, factors[1])
+        if isinstance(weight, Signal) and name in TAKES_INPUT:
+            weight = kernel(ops, weight, tensor.numel())
+            if weight is not None:
+                at = next(i for i, given in enumerate(call.given) if given is tensor)
+                op.weights = ((at, weight), *op.weights)
         if isinstance(weight, Weight):
             op.product = product(name, call.args, call.kwargs, tensor, on_left)
             op.matrix = next(i for i, given in enumerate(call.given) if given is tensor)
             seen["share"] = tensor.numel() / max(math.prod(weight.shape), 1)
             if op.product is not None:
-                _output_rows(op, weight, tensor, call.results[0])
+                output_rows(op, weight, tensor, call.results[0])
         elif isinstance(left, Signal) and isinstance(right, Signal):
             last = owner_of_last(name, call.args)
-            pair = (left, right)
+            pair = tuple(zip((left, right), sides(name, call.args), strict=True))
             seen["meet"] = (pair[1 - last], pair[last])  # the second owns the last dimension
-            seen["width"] = shared_width(name, call.args, call.kwargs)
-            seen["widths"] = (int(factors[0].shape[-1]), int(factors[1].shape[-1]))
-            seen["pair"] = pair
     elif name == "scaled_dot_product_attention":
         parts = [
             argument(call.args, call.kwargs, i, n) for i, n in enumerate(("query", "key", "value"))
         ]
-        seen["parts"] = [(call.known(part), int(part.shape[-1])) for part in parts]
-    elif name == "softmax":
-        dim = argument(call.args, call.kwargs, 1, "dim")
-        seen["last"] = dim is None or dim in (-1, call.given[0].ndim - 1)
+        summed = (Side((-1,), (-2, -1)), Side((-1,), (-2, -1)), Side((-2,), (-2, -1)))
+        seen["parts"] = [(call.known(p), side) for p, side in zip(parts, summed, strict=True)]
     elif name in LOSSES:
         seen["labels"] = observed(name, call.args, call.kwargs)
     elif name in LOOKUPS or _is_lookup(name, call):
@@ -153,35 +127,19 @@ def observe(op: Op, call: Call) -> None:
         )
     elif name == "mul" and op.weights and len(call.given) == 2:
         seen["normalized"] = _is_normalized(op, call)
+        place = op.weights[0][0]
+        seen["shapes"] = (call.given[place].shape, call.given[1 - place].shape)
+    elif name == "sum":
+        product_by_sum(ops, op, call)
+    elif name == "div" and len(op.inputs) == 2 and is_softmax(ops, op):
+        op.kind = "softmax"
 
 
 RECURRENT_LAYERS = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 
 
-def _output_rows(op: Op, weight: Weight, tensor: Tensor, out: Tensor) -> None:
-    """Which rows of the parameter make which features of the result."""
-    assert op.product is not None
-    axis, feature = op.product.axis, op.product.feature
-    if axis is None or out.ndim < -feature or out.shape[feature] != tensor.shape[axis]:
-        return
-    count = tensor.shape[axis]
-    if weight.raw:
-        op.seen.update(axis=axis, numbers=torch.arange(count), rows=weight.shape[axis])
-        return
-    if not weight.indices or not tensor.numel():
-        return
-    lines = [
-        index.movedim(axis, 0).flatten(1)[:, 0] if index.ndim > 1 else index
-        for index in weight.indices
-    ]
-    varying = [dim for dim, line in enumerate(lines) if count > 1 and int(line[0]) != int(line[-1])]
-    if len(varying) == 1:
-        dim = varying[0]
-        op.seen.update(axis=dim, numbers=lines[dim], rows=weight.shape[dim])
-
-
-def _positions(call: Call) -> dict[str, Any]:
-    """Of a lookup: whether the indices were given, and whether they count 0, 1, 2, ..."""
+def _positions(call: Call) -> dict[str, bool]:
+    """Of a lookup: where its indices come from, and whether they count 0, 1, 2, ... or distances."""
     index = next(
         (
             i
@@ -193,14 +151,21 @@ def _positions(call: Call) -> dict[str, Any]:
     if index is None:
         return {"given": True, "counting": False}
     known, values = call.before[index], call.given[index]
-    steps = values.flatten(0, -2)[:1].flatten() if values.ndim > 1 else values
-    counting = (
-        steps.numel() > 1
-        and not steps.is_meta
-        and bool((steps.diff() == 1).all())
-        and (values.ndim == 1 or bool((values == steps).all()))
-    )
-    return {"given": isinstance(known, Signal) and known.given, "counting": counting}
+    given = isinstance(known, Signal) and known.given
+    counting = False
+    if not given and readable(values) and values.ndim and values.shape[-1] > 1:
+        rows = values.flatten(0, -2) if values.ndim > 1 else values[None]
+        # Padding at the end of a batch interrupts the counting.
+        counting = bool((rows.diff() == 1).float().mean() >= 0.5) or _are_distances(values)
+    return {"given": given, "counting": counting}
+
+
+def _are_distances(values: Tensor) -> bool:
+    """Whether a square of numbers tells how far row and column are apart."""
+    if values.ndim < 2 or values.shape[-2] < 2 or values.shape[-1] < 2:
+        return False
+    shifted = bool((values[..., 1:, 1:] == values[..., :-1, :-1]).all())
+    return shifted and bool((values != values.flatten()[0]).any())
 
 
 def _is_normalized(op: Op, call: Call) -> bool:
@@ -211,54 +176,10 @@ def _is_normalized(op: Op, call: Call) -> bool:
     """
     place = op.weights[0][0]
     vector, x = call.given[place], call.given[1 - place]
-    if vector.numel() < 2 or vector.is_meta or x.ndim < vector.ndim or not op.signals:
+    if vector.numel() < 2 or not readable(x) or x.ndim < vector.ndim or not op.signals:
         return False
     shape = (1,) * (x.ndim - vector.ndim) + tuple(vector.shape)
     dims = [dim for dim, size in enumerate(shape) if size > 1]
     squares = x.detach().float().square().mean(dims)
     least = 0.95 * (1 - 1 / vector.numel())
     return bool(squares.numel() and squares.max() < 1.05 and squares.median() > least)
-
-
-def rows_of(op: Op, call: Call) -> list[Tensor | None]:
-    """The row numbers that each result of a call carries on."""
-    unknown: list[Tensor | None] = [None] * len(call.results)
-    if op.product is not None:
-        if "numbers" not in op.seen:
-            return unknown
-        out, feature = call.results[0], op.product.feature
-        numbers = (op.seen["numbers"] + op.base).view(-1, *[1] * (-feature - 1))
-        return [numbers.expand(out.shape)]
-    carried = [
-        (given, known.rows)
-        for given, known in zip(call.given, call.before, strict=True)
-        if isinstance(known, Signal) and known.rows is not None
-    ]
-    if not carried:
-        return unknown
-    if op.kind == "glu":
-        dim = argument(call.args, call.kwargs, 1, "dim")
-        op.seen["pieces"] = list(carried[0][1].chunk(2, -1 if dim is None else dim))
-    if op.kind in MOVEMENTS:
-        found = _replay(op.kind, call, {id(given): rows for given, rows in carried})
-        if found is None:
-            return unknown
-        if op.kind in SPLITS:
-            op.seen["pieces"] = found
-        return list(found)
-    shape = call.results[0].shape
-    if op.kind in SAME_SHAPE and len(call.results) == 1:
-        rows = [rows for given, rows in carried if given.shape == shape]
-        flowing = [s for s in op.signals if not s.source]
-        if rows and (op.kind not in ADDITIONS or _same_rows(rows, len(flowing))):
-            return [rows[0]]
-    return unknown
-
-
-def _same_rows(rows: list[Tensor], signals: int) -> bool:
-    """Whether an addition joins signals of the same rows (rotary embedding), not two layers."""
-    if signals == 1:
-        return True
-    return len(rows) == signals and all(
-        (int(one.min()), int(one.max())) == (int(rows[0].min()), int(rows[0].max())) for one in rows
-    )

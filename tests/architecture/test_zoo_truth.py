@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from lightning_init import analyze
-from tests.truth import TRUTH, lookup
-from tests.zoo import ZOO
+from tests.truth import TRUTH as ZOO_TRUTH, lookup
+from tests.truth_wild import WILD_TRUTH
+from tests.zoo import ZOO as BASIC_ZOO
+from tests.zoo_wild import WILD
 
+ZOO, TRUTH = BASIC_ZOO | WILD, ZOO_TRUTH | WILD_TRUTH
 on_zoo = pytest.mark.parametrize("model", ZOO)
 in_both_modes = pytest.mark.parametrize("mode", ["train", "eval"])
 
