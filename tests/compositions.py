@@ -43,8 +43,8 @@ TOGETHER = (
 
 BEFORE = ("", "norm", "own_norm", "act", "norm act")
 AFTER = ("", "", "norm", "act", "norm act")
-TOP = ("residual",) * 5 + ("together", "layer", "mlp", "glu", "gate", "concat", "parallel")
-INNER = ("layer", "mlp", "glu", "gate", "concat", "parallel", "residual", "together")
+TOP = ("residual",) * 5 + ("together", "layer", "mlp", "glu", "gate", "concat", "parallel", "film")
+INNER = ("film", "layer", "mlp", "glu", "gate", "concat", "parallel", "residual", "together")
 ENDS = ("attention", "layer", "active", "mlp", "glu", "attention", "attention")
 
 _acts = st.sampled_from(list(ACTIVATIONS))
@@ -69,6 +69,8 @@ def _block(draw: st.DrawFn, kind: str, depth: int = 0) -> tuple:
             return ("attention", draw(_forms))
         case "gate":
             return ("gate", draw(_gates), draw(_acts))
+        case "film":
+            return ("film", draw(_acts))
         case "concat":
             return ("concat", draw(_block("active")))
         case "parallel":
@@ -157,7 +159,7 @@ def _acts_first(spec: tuple) -> bool:
     if spec[0] == "residual":
         body = spec[1]["body"]
         return "act" in spec[1]["before"] or (bool(body) and _acts_first(body[0]))
-    return spec[0] == "gate"
+    return spec[0] in ("gate", "film")
 
 
 class _Builder:
@@ -183,6 +185,7 @@ class _Builder:
             "glu": self.layers.gated_unit,
             "attention": self.layers.attention,
             "gate": self._gate,
+            "film": self._film,
             "concat": self._concat,
             "parallel": self._parallel,
             "together": self._together,
@@ -209,6 +212,11 @@ class _Builder:
         if x.open:
             x = self.layers.activation(f"{name}a", x, act)
         return self.layers.gate(f"{name}g", x, kind)
+
+    def _film(self, name: str, x: Value, act: str) -> Value:
+        if x.open:
+            x = self.layers.activation(f"{name}a", x, act)
+        return self.layers.film(f"{name}f", x)
 
     def _concat(self, name: str, x: Value, layer: tuple) -> Value:
         y = self.block(f"{name}i", layer, x)

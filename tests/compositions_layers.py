@@ -175,6 +175,15 @@ class Layers:
         y = self.follow(self.call("torch.sigmoid({})", y), "sigmoid")
         return Value(self.line(f"{x.var} * {y.var}"), (), x.ends, x.depth)
 
+    def film(self, name: str, x: Value) -> Value:
+        """The tensor, scaled and shifted by layers that read its mean."""
+        assert not x.open
+        mean = self.pooled(x)
+        scale = self.follow(self.weight(f"{name}1", mean, shortcut=True), "linear")
+        shift = self.weight(f"{name}2", mean, shortcut=True)
+        y = self.line(f"{x.var} * (1 + {scale.var}) + {shift.var}")
+        return Value(y, shift.open, (*x.ends, *shift.ends), x.depth + 1)
+
     def scale(self, name: str, x: Value, side: str) -> Value:
         if not side:
             return x

@@ -8,23 +8,25 @@ Every truth is written from reading the model's code. The conventions:
   or added at every position. `norm_scale`, `norm_shift`: of written-out norms too. `branch_scale`:
   multiplies a residual branch between its last weight layer and the sum. `other`: class tokens,
   learned queries, logit scales and temperatures, biases on attention scores, state-space A and D,
-  slopes, magnitudes of a weight norm. What the forward pass does not use has its type's role.
+  slopes, magnitudes of a weight norm, lone numbers that are added. What the forward pass does not use has its type's role.
 - branches: the weight matrices that end each residual branch, in the order of the additions. One
   side of an addition is the skip: reached unchanged or through norms, dropout, pooling, views,
   scaling, earlier sums or one projection without activation; the other side is computed from it
   through more weight layers. A subtraction counts before more layers, not in a loss. Branches that
   are added to one skip at once are one branch; so are the experts of a mixture. Not residual:
-  equal parallel paths, convex mixtures by a data-dependent gate, states of a scan. A gate's own
-  layers never end a branch.
+  equal parallel paths, convex mixtures by a data-dependent gate, states of a scan, steps of a
+  recurrence, shifts by a condition (FiLM), sums of what leaves a stream inside of its branches. A
+  gate's own layers never end a branch, nor do those of a factor that is stretched over positions.
 - branch_layers: weight layers on the longest way from the fork to the sum, ways through gates
   aside. Nested branches count: the way from an encoder's feature down a U-Net and up again.
 - attention: `part/heads`, everything else has no part. `out` is the first weight layer after the
   context. For fused matrices, `parts` gives the rows of each part along the stacked axis.
 - nonlinearity: what follows a matrix's output elementwise, through norms, dropout, pooling, views,
-  concatenation, scaling, sums of equal paths; a sum with a skip ends the search. Unlisted matrices are linear. If some
-  of several readers see it through an activation and none reads it as it is, that activation:
-  the stem of a pre-activation net is followed by ReLU. A PReLU is a `leaky_relu`, a quick GELU a
-  `gelu`, a gated unit takes the gate's activation if fused. The projection of an LSTM is linear.
+  concatenation, scaling, sums of equal paths; a sum with a skip ends the search. Unlisted matrices
+  are linear. If some of several readers, those that only make a gate aside, see it through an
+  activation and none reads it as it is, that activation: the stem of a pre-activation net is
+  followed by ReLU. A PReLU is a `leaky_relu`, a quick GELU a `gelu`, a gated unit takes the gate's
+  activation if fused. The projection of an LSTM is linear.
 - outputs: matrices that no weight layer follows on the way to the result, gates aside: what a gate
   scales last is an output, the gate's layers are not.
 - identity: the value of a norm's scale that changes nothing, where it is not 1.

@@ -82,7 +82,7 @@ def product(
         >>> import torch
         >>> x, w = torch.ones(2, 3), torch.ones(3, 5)
         >>> product("matmul", (x, w), {}, w, left=False)
-        Product(fan_in=3, fan_out=5, blocks=1, axis=1, feature=-1)
+        Product(fan_in=3, fan_out=5, blocks=1, axis=1, feature=-1, grid=())
     """
     shape = tuple(weight.shape)
     if kind in CONVOLUTIONS:

@@ -2,8 +2,12 @@
 
 An addition is residual if one side, the skip path, is a tensor S reached unchanged (norms, pools,
 views, factors, an earlier residual sum or one projection layer aside) and the other side was
-computed from S through more weight layers. Gates that multiply the skip path (highway, GRU) make
-a mixture, not a residual sum.
+computed from S through more weight layers. Not residual are
+
+- mixtures: gates multiply the skip path (highway, GRU);
+- shifts: the would-be skip path is stretched over positions (FiLM, a mean that is added back);
+- sums of the outputs of a stream's layers, which leave the stream inside of its branches (the
+  skips of WaveNet), and the steps of a recurrence: both project what they add.
 """
 
 from __future__ import annotations
