@@ -204,7 +204,7 @@ def derived(model: nn.Module) -> list[Derived]:
     """
     found: list[Derived | None] = []
     for module in model.modules():
-        lists = module._modules.get("parametrizations")
+        lists = getattr(module, "parametrizations", None)
         if isinstance(lists, nn.ModuleDict) and parametrize.is_parametrized(module):
             weights = [Derived(module, n, rule, _originals(rule)) for n, rule in lists.items()]
             # A computed buffer would go with the class of its module: leave such a module alone.

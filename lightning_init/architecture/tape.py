@@ -10,8 +10,9 @@ it is known which rows of a fused matrix become the query.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -289,9 +290,13 @@ def _constants(model: nn.Module) -> Iterator[Tensor]:
         yield from (value for value in module.__dict__.values() if isinstance(value, Tensor))
 
 
-def _eager() -> AbstractContextManager[object]:
+@contextmanager
+def _eager() -> Iterator[None]:
     """A compiled model runs its own Python code, so that every call is seen."""
     if "torch._dynamo" not in sys.modules:  # importing it takes a second, and nothing is compiled
-        return nullcontext()
-    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-    return stance
+        yield
+        return
+    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
+        # Our hooks on all modules see a compiled module and the one inside: both are meant.
+        warnings.filterwarnings("ignore", message=".*when there are global hooks on modules")
+        yield
