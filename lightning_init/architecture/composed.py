@@ -111,10 +111,11 @@ def product_by_sum(ops: list[Op], op: Op, call: Call) -> None:
     if any(weight[dim] == 1 for dim in summed) or tuple(x.shape)[-1] == 1:
         return
     rest = [dim for dim in range(ndim) if dim not in summed and weight[dim] > 1]
+    stacked = math.prod(weight[dim] for dim in rest if other[dim] > 1)
     op.product = Product(
         math.prod(weight[dim] for dim in summed),
         math.prod(weight[dim] for dim in rest if other[dim] == 1),
-        math.prod(weight[dim] for dim in rest if other[dim] > 1),
+        stacked if mul.weights[0][1].shape[0] == stacked else 1,
     )
     op.weights, op.matrix, mul.weights = mul.weights, mul.weights[0][0], ()
     op.seen["share"] = 1.0

@@ -70,7 +70,7 @@ def read(ops: list[Op]) -> Reading:
     pieces = _pieces(graph)
     facts = {}
     for parameter, used in uses.items():
-        role = _role(graph, scales, parameter, used)
+        role, used = _role(graph, scales, parameter, used)
         usage = _usage(graph, branches, functions, parameter, used)
         facts[parameter] = _fact(graph, role, usage, parts_in_attention, pieces, parameter, used[0])
     for bias, values in priors(graph).items():
@@ -81,13 +81,14 @@ def read(ops: list[Op]) -> Reading:
 
 def _role(
     graph: Graph, scales: set[int], parameter: int, used: list[tuple[int, int, Weight]]
-) -> tuple[Role, str]:
-    """The most telling of a parameter's roles, and why."""
+) -> tuple[tuple[Role, str], list[tuple[int, int, Weight]]]:
+    """The most telling of a parameter's roles and why, and its uses, that one first."""
     roles = [
         role_of(graph, *use, main=_is_main(graph, use, parameter), scales=use[0] in scales)
         for use in used
     ]
-    return min(roles, key=lambda pair: _RANK.index(pair[0]))
+    at = min(range(len(roles)), key=lambda i: _RANK.index(roles[i][0]))
+    return roles[at], [used[at], *used[:at], *used[at + 1 :]]
 
 
 def _fact(
