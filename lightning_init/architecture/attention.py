@@ -57,7 +57,7 @@ def attention(graph: Graph) -> dict[int, Attention]:
                 matrix = _matrix(op)
                 for row in numbers:
                     rows[matrix][row].add(name)
-                heads = max(1, len(numbers) // _features_of_a_head(signal, side, op))
+                heads = max(1, len(numbers) // _features_of_a_head(graph, signal, side, op))
                 heads_of[matrix, name], totals[matrix] = heads, op.seen["rows"]
                 most = max(most, heads)
         for layer in graph.onward(context, _BEFORE_OUT):
@@ -89,7 +89,7 @@ def _contexts(graph: Graph) -> Iterator[tuple[int, list[tuple[Signal | Weight | 
                     break
 
 
-def _features_of_a_head(signal: Signal | Weight | None, side: Side, layer: Op) -> int:
+def _features_of_a_head(graph: Graph, signal: Signal | Weight | None, side: Side, layer: Op) -> int:
     """How many of a layer's rows meet each other: those that are summed, or those of one matrix."""
     assert isinstance(signal, Signal)
     assert signal.rows is not None
@@ -98,7 +98,7 @@ def _features_of_a_head(signal: Signal | Weight | None, side: Side, layer: Op) -
         kept = {dim % rows.ndim for dim in dims}
         for at in (0, -1):
             one = rows[tuple(slice(None) if d in kept else at for d in range(rows.ndim))]
-            mine = [n for n in _distinct(one) if 0 <= n - layer.base < layer.seen["rows"]]
+            mine = [n for n in _distinct(graph, one) if 0 <= n - layer.base < layer.seen["rows"]]
             most = max(most, len(mine))
         if most > 1:
             break
@@ -135,16 +135,17 @@ def origins(graph: Graph, numbers: Tensor) -> list[tuple[Op, list[int]]]:
     """The weight layers that a tensor of row numbers speaks of, and their rows, ascending."""
     layers, starts = graph.numbered
     found: dict[int, list[int]] = defaultdict(list)
-    for number in _distinct(numbers):
+    for number in _distinct(graph, numbers):
         if number >= 0:
             at = bisect_right(starts, number) - 1
             found[at].append(number - starts[at])
     return [(layers[at], rows) for at, rows in found.items()]
 
 
-def _distinct(rows: Tensor) -> list[int]:
-    numbers: list[int] = torch.unique(once(rows)).tolist()
-    return numbers
+def _distinct(graph: Graph, rows: Tensor) -> list[int]:
+    """The different numbers, and those that were mixed with them."""
+    numbers: list[int] = torch.unique(once(rows)[0]).tolist()
+    return sorted({*numbers, *(twin for n in numbers for twin in graph.twins.get(n, ()))})
 
 
 def _describe(

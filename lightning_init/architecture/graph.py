@@ -12,6 +12,7 @@ from lightning_init.architecture.operations import (
     BOUNDED,
     CONVERSIONS,
     LOOKUPS,
+    MERGES,
     MOVEMENTS,
     PRODUCTS,
 )
@@ -88,9 +89,8 @@ class Graph:
             op = self.ops[index]
             if op.kind in BOUNDED:
                 return True
-            if (op.kind == "rsub" and op.inputs) or (
-                op.kind in _GATE_KEEPS and op.inputs
-            ):  # 1 - gate
+            alone = len(op.inputs) == 1
+            if (op.kind in _GATE_KEEPS and op.inputs) or (op.kind in _GATE_BENDS and alone):
                 index = op.inputs[0]
             else:
                 return False
@@ -125,6 +125,16 @@ class Graph:
         layers = [op for op in self.ops if "rows" in op.seen]
         return layers, [op.base for op in layers]
 
+    @cached_property
+    def twins(self) -> dict[int, set[int]]:
+        """Rows of one layer that were mixed two by two, as rotary embedding does."""
+        found: dict[int, set[int]] = {}
+        for op in self.ops:
+            mixed = [rows.flatten().tolist() for rows in op.seen.get("twins", ())]
+            for one, two in zip(*mixed, strict=True):
+                found.setdefault(one, set()).add(two)
+        return found
+
     def attends(self, index: int) -> bool:
         """Whether signals meet in a call, as query, key and value do."""
         op = self.ops[index]
@@ -140,10 +150,11 @@ class Graph:
         """Weight layers on the longest way from one call to another that is not a gate's."""
         distance = {start: 0}
         for index in range(start + 1, end + 1):
+            op = self.ops[index]
             way = self.signals(index) if self.attends(index) else self.values(index)
-            before = [distance[source] for source in way if source in distance]
+            sources = op.inputs if op.kind in MERGES else way
+            before = [distance[source] for source in sources if source in distance]
             if before:
-                op = self.ops[index]
                 layers = op.seen.get("layers", 1) if op.is_weight_layer else 0
                 distance[index] = max(before) + layers
         return distance.get(end, 0)
@@ -174,4 +185,7 @@ class Graph:
 
 
 SAME = MOVEMENTS | CONVERSIONS | ARITHMETIC | {"dropout"}
-_GATE_KEEPS = MOVEMENTS | CONVERSIONS | {"div", "topk", "dropout", "masked_fill", "where", "sum"}
+_GATE_BENDS = frozenset({"mul", "exp", "sqrt", "neg", "pow", "add", "sub"})  # exp(-c * gate)
+_GATE_KEEPS = (
+    {"rsub"} | MOVEMENTS | CONVERSIONS | {"div", "topk", "dropout", "masked_fill", "where", "sum"}
+)

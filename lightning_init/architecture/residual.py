@@ -20,6 +20,7 @@ from lightning_init.architecture.operations import (
     ADDITIONS,
     ARITHMETIC,
     MERGES,
+    MOVEMENTS,
     NORMS,
     PRODUCTS,
     TRANSPARENT,
@@ -84,7 +85,7 @@ def residual_branches(graph: Graph) -> list[Branch]:
                 continue
             start, layers, beside = source
             passed = graph.past(branch) & ~graph.past(start)
-            if layers and any(passed >> s & 1 and _before(graph, starts[s], start) for s in starts):
+            if any(passed >> s & 1 and _before(graph, starts[s], start) for s in starts):
                 continue  # the fork lies inside of a branch: its stream goes on beside it
             if layers and _recurs(graph, skip, own):
                 continue
@@ -108,6 +109,9 @@ def residual_branches(graph: Graph) -> list[Branch]:
 
 
 def _before(graph: Graph, one: int, other: int) -> bool:
+    """Whether a call comes before another, which is no view of it."""
+    while graph.ops[other].kind in MOVEMENTS and len(graph.ops[other].inputs) == 1:
+        other = graph.ops[other].inputs[0]
     return one != other and bool(graph.past(other) >> one & 1)
 
 

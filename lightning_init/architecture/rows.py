@@ -54,15 +54,20 @@ def rows_of(op: Op, call: Call, starts: list[int]) -> list[Tensor | None]:
         rows = [rows for given, rows in carried if given.shape == shape]
         flowing = [s for s in op.signals if not s.source]
         if rows and (op.kind not in ADDITIONS or _same_layer(rows, len(flowing), starts)):
+            if op.kind in ADDITIONS and len(rows) > 1:
+                op.seen["twins"] = once(*rows[:2])
             return [rows[0]]
     return unknown
 
 
-def once(rows: Tensor) -> Tensor:
-    """The same numbers, without the dimensions along which nothing changes."""
-    for dim in range(rows.ndim):
-        if rows.stride(dim) == 0 and rows.shape[dim] > 1:
-            rows = rows.narrow(dim, 0, 1)
+def once(*rows: Tensor) -> tuple[Tensor, ...]:
+    """The same numbers, without the dimensions along which none of the tensors changes."""
+    for dim in range(rows[0].ndim):
+        if rows[0].shape[dim] > 1:
+            first = tuple(one.narrow(dim, 0, 1) for one in rows)
+            pairs = zip(rows, first, strict=True)
+            if all(one.stride(dim) == 0 or bool((one == start).all()) for one, start in pairs):
+                rows = first
     return rows
 
 
@@ -84,7 +89,7 @@ def _same_layer(rows: list[Tensor], signals: int, starts: list[int]) -> bool:
     """Whether an addition joins signals of one layer (rotary embedding), not of two."""
     if signals == 1:
         return True
-    ends = [int(end) for one in map(once, rows) for end in (one.min(), one.max())]
+    ends = [int(end) for one in rows for end in once(one)[0].aminmax()]
     return len(rows) == signals and len({bisect_right(starts, end) for end in ends}) == 1
 
 
