@@ -30,7 +30,7 @@ from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.provenance import exact_provenance, flags_of
 from lightning_init.architecture.reading import Fact, read
 from lightning_init.architecture.roles import LEARNED
-from lightning_init.architecture.tape import trace
+from lightning_init.architecture.trace import trace
 
 
 def analyze(model: nn.Module, forward: Callable[[], object] | None = None) -> Architecture:

@@ -52,7 +52,7 @@ def read(ops: list[Op]) -> Reading:
     """Read roles, fans and uses off the calls of one forward pass.
 
     Args:
-        ops: From `tape.trace`.
+        ops: From `trace.trace`.
 
     Returns:
         Facts by `id(parameter)`, for the parameters that were used.

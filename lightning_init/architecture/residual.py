@@ -58,7 +58,7 @@ def residual_branches(graph: Graph) -> list[Branch]:
 
     Example:
         >>> import torch
-        >>> from lightning_init.architecture.tape import trace
+        >>> from lightning_init.architecture.trace import trace
         >>> layer = torch.nn.Linear(4, 4)
         >>> def forward(x=torch.ones(1, 4)):
         ...     return x + layer(x)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_init import analyze, make_plan
-from lightning_init.architecture.tape import ForwardError
+from lightning_init.architecture.trace import ForwardError
 from tests.zoo import noise
 
 
