@@ -19,7 +19,7 @@ def evidence(info: ParamInfo, why: str = "") -> str:
         'ends branch 3 of 12: added to the skip path'
     """
     usage, said = info.usage, [why] if why else []
-    if usage is None:
+    if usage is None or info.role is Role.BIAS:  # it shares the fate of its matrix
         return why
     matrix = info.role in (Role.WEIGHT, Role.RECURRENT)
     if usage.attention:
@@ -30,7 +30,7 @@ def evidence(info: ParamInfo, why: str = "") -> str:
     if usage.ends_branch and info.role is not Role.BRANCH_SCALE:
         where = f"branch {usage.branch + 1} of {usage.num_branches}"
         said.append(f"ends {where}: added to the skip path" if matrix else f"at the end of {where}")
-    if usage.is_output and info.role is not Role.BIAS:
+    if usage.is_output:
         said.append("output: no layer follows")
     if matrix and usage.nonlinearity != "linear":
         said.append(f"before {usage.nonlinearity}")

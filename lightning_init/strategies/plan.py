@@ -201,6 +201,8 @@ _BRANCH = re.compile(r"branch \d+")
 
 def _evidence(entries: tuple[PlanEntry, ...]) -> str:
     """What was seen of a group; of its branches the first and the last."""
+    if entries[0].info.evidence == entries[0].distribution.reason:
+        return ""
     branches = [e.info.usage.branch + 1 for e in entries if e.info.usage]
     if len(set(branches)) < 2:
         return entries[0].info.evidence
