@@ -126,7 +126,7 @@ def _of_plain(model: nn.Module, forward: Callable[[], object] | None) -> Archite
     params = tuple(
         replace(_merged(info, reading.facts.get(key)), traits=traits) for key, info in infos.items()
     )
-    return Architecture(params, reading.num_branches, traced=True)
+    return Architecture(params, len(reading.branches), traced=True, branches=reading.branches)
 
 
 def _merged(info: ParamInfo, fact: Fact | None) -> ParamInfo:

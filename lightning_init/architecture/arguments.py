@@ -36,6 +36,19 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
+class Converted:
+    """In an annotation: how a value of YAML becomes one of the argument.
+
+    Args:
+        convert: From what was given to the value; a ValueError says what is legal.
+        says: What is legal, in words.
+    """
+
+    convert: Callable[[object], Any]
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
 class Parameter:
     """One argument of a strategy: its type, default and legal values."""
 
@@ -44,6 +57,18 @@ class Parameter:
     default: Any
     range: Range | None = None
     choices: tuple[str, ...] = ()
+    converted: Converted | None = None
+
+    @property
+    def legal(self) -> str:
+        """What is legal, in a few words."""
+        if self.converted:
+            return self.converted.says
+        if self.choices:
+            return "|".join(self.choices)
+        if self.range:
+            return f"{self.range.low:g}..{self.range.high:g}"
+        return "text" if self.kind is str else self.kind.__name__
 
     def check(self, value: object, owner: str) -> Any:
         """The value, converted to the argument's type.
@@ -52,6 +77,11 @@ class Parameter:
             ValueError: If it is not legal; the text says what is.
         """
         where = f"{owner}: parameter {self.name!r}"
+        if self.converted:
+            try:
+                return self.converted.convert(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{where} must be {self.converted.says}: {error}") from None
         if self.choices:
             if value not in self.choices:
                 raise ValueError(f"{where}: {unknown('value', str(value), self.choices)}")
@@ -59,6 +89,10 @@ class Parameter:
         if self.kind is bool:
             if not isinstance(value, bool):
                 raise ValueError(f"{where} must be true or false, but got {value!r}")
+            return value
+        if self.kind is str:
+            if not isinstance(value, str):
+                raise ValueError(f"{where} must be a text, but got {value!r}")
             return value
         number = math.nan
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
@@ -105,18 +139,19 @@ def parameters_of(function: Callable[..., object], skip: int = 0) -> dict[str, P
     for name, argument in list(inspect.signature(function).parameters.items())[skip:]:
         if argument.default is inspect.Parameter.empty:
             raise TypeError(f"{function.__name__}: argument {name!r} needs a default")
-        hint, limits = hints[name], None
+        hint, limits, converted = hints[name], None, None
         if get_origin(hint) is Annotated:
             hint, *extras = get_args(hint)
             limits = next((extra for extra in extras if isinstance(extra, Range)), None)
+            converted = next((extra for extra in extras if isinstance(extra, Converted)), None)
         choices = cast("tuple[str, ...]", get_args(hint)) if get_origin(hint) is Literal else ()
         kind = str if choices else hint
-        if kind not in (float, int, bool, str) or (kind is str and not choices):
+        if kind not in (float, int, bool, str) and not converted:
             raise TypeError(
-                f"{function.__name__}: argument {name!r} must be float, int, bool or a Literal "
-                f"of strings, but is {hint}"
+                f"{function.__name__}: argument {name!r} must be float, int, bool, str or a "
+                f"Literal of strings, but is {hint}"
             )
-        found[name] = Parameter(name, kind, argument.default, limits, choices)
+        found[name] = Parameter(name, kind, argument.default, limits, choices, converted)
     return found
 
 

@@ -72,6 +72,7 @@ class Usage:
         is_output: Whether no weight layer follows.
         normalized: Whether norm layers alone take the result: its scale does not matter then.
         calls: Times the tensor was used in one forward pass.
+        within: Index of the residual branch that the layer is part of, -1 outside of branches.
     """
 
     depth: int = 0
@@ -85,6 +86,24 @@ class Usage:
     is_output: bool = False
     normalized: bool = False
     calls: int = 1
+    within: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class BranchInfo:
+    """One residual branch of a model.
+
+    Attributes:
+        layers: Weight layers on the longest way along it, gates aside.
+        stream: Index of the stream that it adds to: an encoder and a decoder are two.
+        attends: Whether it has attention.
+        crosses: Whether it attends to something that does not come from its stream.
+    """
+
+    layers: int
+    stream: int
+    attends: bool = False
+    crosses: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +184,13 @@ class Architecture:
         params: One entry per tensor, in registration order.
         num_branches: Residual additions seen in the forward pass, 0 if none was seen.
         traced: Whether a forward pass was observed.
+        branches: The residual branches, in execution order.
     """
 
     params: tuple[ParamInfo, ...]
     num_branches: int = 0
     traced: bool = False
+    branches: tuple[BranchInfo, ...] = ()
 
     def __iter__(self) -> Iterator[ParamInfo]:
         return iter(self.params)

@@ -11,7 +11,7 @@ from lightning_init.architecture.calls import Op, Weight
 from lightning_init.architecture.graph import Graph
 from lightning_init.architecture.nonlinearity import Nonlinearities
 from lightning_init.architecture.operations import ACTIVATIONS, CONVOLUTIONS, NORMS
-from lightning_init.architecture.params import Part, Role, Usage
+from lightning_init.architecture.params import BranchInfo, Part, Role, Usage
 from lightning_init.architecture.priors import priors
 from lightning_init.architecture.residual import Branch, bare_scales, residual_branches
 from lightning_init.architecture.roles import role_of
@@ -44,7 +44,7 @@ class Reading:
     """What one forward pass showed of a model."""
 
     facts: dict[int, Fact]
-    num_branches: int
+    branches: tuple[BranchInfo, ...]
     traits: frozenset[str]
 
 
@@ -76,7 +76,8 @@ def read(ops: list[Op]) -> Reading:
     for bias, values in priors(graph).items():
         facts[bias] = replace(facts[bias], prior=values)
     traits = _traits(graph, functions, bool(parts_in_attention))
-    return Reading(facts, len(branches), traits)
+    described = tuple(BranchInfo(b.layers, b.stream, b.attends, b.crosses) for b in branches)
+    return Reading(facts, described, traits)
 
 
 def _role(
@@ -181,6 +182,8 @@ def _usage(
         ),
         -1,
     )
+    layers = calls if op.is_weight_layer else _feeding(graph, index)
+    within = next((n for n, found in enumerate(branches) if layers & found.inside), -1)
     share = sum(graph.ops[index].seen.get("share", 1.0) for index in calls)
     return Usage(
         depth=depth,
@@ -192,7 +195,18 @@ def _usage(
         is_output=any(graph.is_output(index) for index in calls) and last_layer,
         normalized=op.is_weight_layer and all(functions.feeds_norm(call) for call in calls),
         calls=max(1, round(share)),
+        within=max(within, branch),
     )
+
+
+def _feeding(graph: Graph, index: int) -> set[int]:
+    """The weight layer whose result a norm, bias or scale takes, as a call."""
+    while not graph.ops[index].is_weight_layer:
+        inputs = graph.signals(index)
+        if len(inputs) != 1:
+            return set()
+        index = inputs[0]
+    return {index}
 
 
 def _pieces(graph: Graph) -> dict[int, tuple[Part, ...]]:

@@ -36,12 +36,20 @@ class Branch:
         after: Calls between them and the sum: norms, factors, gates.
         layers: Weight layers on the longest way along the branch.
         sums: The additions to the skip path.
+        inside: All weight layers of the branch, as calls; those of a branch inside of it are not.
+        stream: Index of the stream that it adds to: an encoder and a decoder are two.
+        attends: Whether it has attention.
+        crosses: Whether it attends to something that does not come from its stream.
     """
 
     ends: tuple[int, ...]
     after: tuple[int, ...]
     layers: int
     sums: tuple[int, ...]
+    inside: frozenset[int] = frozenset()
+    stream: int = 0
+    attends: bool = False
+    crosses: bool = False
 
     def __or__(self, other: Branch) -> Branch:
         """Two ways from one place of the stream to another, as one branch."""
@@ -50,6 +58,10 @@ class Branch:
             (*self.after, *other.after),
             max(self.layers, other.layers),
             (*self.sums, *other.sums),
+            self.inside | other.inside,
+            self.stream,
+            self.attends or other.attends,
+            self.crosses or other.crosses,
         )
 
 
@@ -69,6 +81,7 @@ def residual_branches(graph: Graph) -> list[Branch]:
     skips: dict[int, int] = {}
     sums: dict[int, int] = {}
     starts: dict[int, int] = {}
+    streams: dict[int, int] = {}
     for index, op in enumerate(graph.ops):
         if op.kind not in ADDITIONS or len(op.inputs) != 2:
             continue
@@ -98,7 +111,12 @@ def residual_branches(graph: Graph) -> list[Branch]:
         ends, after = _ends(graph, skips, branch, own)
         if ends:
             skips[index], starts[index] = skip, start
-            new = Branch(tuple(ends), tuple(after), way, (index,))
+            streams[index] = _stream(graph, streams, skip)
+            inside = _inside(graph, found, streams, index, own)
+            attends, crosses = _attends(graph, start, branch, skip)
+            new = Branch(
+                tuple(ends), tuple(after), way, (index,), inside, streams[index], attends, crosses
+            )
             # x + attention(x) + mlp(x): both leave the stream at the same place.
             earlier = sums.get(beside, -1)
             if earlier >= 0:
@@ -106,6 +124,42 @@ def residual_branches(graph: Graph) -> list[Branch]:
             sums[index] = earlier if earlier >= 0 else len(found)
             found += [new] if earlier < 0 else []
     return found
+
+
+def _stream(graph: Graph, streams: dict[int, int], skip: int) -> int:
+    """The stream of the last sum that a skip path comes from, or a new one."""
+    index = skip
+    while index not in streams:
+        inputs = graph.signals(index)
+        if len(inputs) != 1:
+            return max(streams.values(), default=-1) + 1
+        index = inputs[0]
+    return streams[index]
+
+
+def _inside(
+    graph: Graph, found: list[Branch], streams: dict[int, int], total: int, own: int
+) -> frozenset[int]:
+    """The weight layers of a branch: not those before another stream, nor of a branch inside."""
+    for other, stream in streams.items():
+        if stream != streams[total]:
+            own &= ~graph.past(other)
+    layers = {index for index in range(total) if own >> index & 1}
+    return frozenset(layers.difference(*(branch.inside for branch in found)))
+
+
+def _attends(graph: Graph, start: int, branch: int, skip: int) -> tuple[bool, bool]:
+    """Whether a branch has attention, and whether to what does not come from its stream."""
+    between = graph.past(branch) & ~graph.past(skip)
+    calls = [
+        index
+        for index in range(start, branch + 1)
+        if between >> index & 1 and graph.past(index) >> start & 1 and graph.attends(index)
+    ]
+    projected = [
+        s for index in calls for s in graph.signals(index) if graph.past(s) & graph.weights
+    ]
+    return bool(calls), any(not graph.past(source) >> start & 1 for source in projected)
 
 
 def _before(graph: Graph, one: int, other: int) -> bool:

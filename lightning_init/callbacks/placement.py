@@ -22,8 +22,9 @@ from lightning_init.architecture.names import named_states, named_tensors, unwra
 from lightning_init.architecture.provenance import note_empty, record_of
 from lightning_init.callbacks.forward import NoBatchError, first_batch, training_forward
 from lightning_init.strategies.apply import carry_out
+from lightning_init.strategies.needs import NotYetError, UnsuitableError
 from lightning_init.strategies.plan import Forward, Plan
-from lightning_init.strategies.planning import NoShapeError, Scope, StrategyLike, make_plan
+from lightning_init.strategies.planning import Scope, StrategyLike, make_plan
 from lightning_init.strategies.seeds import Seed
 from lightning_init.strategies.spec import InitSpec
 
@@ -111,15 +112,17 @@ class Placement:
             return
         try:
             plan = self._make_plan(module, forward)
-        except NoShapeError:  # lazy layers wait for the first batch, and the others with them
+        except NotYetError as error:  # all wait for the first batch
             self._waits = True
-            self.missing = self.missing or "no forward pass has given lazy layers their shapes yet"
+            self.missing = self.missing or str(error)
         else:
             self._carry_out(module, plan, forward)
 
     def _make_plan(self, module: pl.LightningModule, forward: Forward | None) -> Plan:
         try:
             return make_plan(module, self.strategy, forward=forward, scope=self.scope)
+        except UnsuitableError:
+            raise
         except Exception as error:
             if forward is None:
                 raise

@@ -14,6 +14,8 @@ from lightning_init.architecture.arguments import Parameter
 from lightning_init.cli.options import parse
 from lightning_init.health import findings as detectors
 from lightning_init.strategies import registry as strategies
+from lightning_init.strategies.needs import NEEDS
+from lightning_init.strategies.spec import InitSpec
 
 What = Literal["strategies", "detectors", "all"]
 
@@ -51,7 +53,9 @@ def catalogue() -> dict[str, list[dict[str, Any]]]:
                 "aliases": list(entry.aliases),
                 "summary": entry.summary,
                 "parameters": [_parameter(p) for p in entry.parameters.values()],
-                "needs_batch": entry.needs_batch,
+                "needs": [NEEDS[name].says for name in entry.needs],
+                "wants": [NEEDS[name].says for name in entry.wants],
+                "passes": entry.cost,
                 "references": entry.references,
             }
             for entry in strategies.entries()
@@ -72,12 +76,19 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     return {
         "name": parameter.name,
         "type": parameter.kind.__name__,
-        "default": parameter.default,
+        "default": _default(parameter.default),
         "low": limits.low if limits else None,
         "high": limits.high if limits else None,
         "log": limits.log if limits else None,
         "choices": list(parameter.choices),
+        "legal": parameter.legal,
     }
+
+
+def _default(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_default(item) for item in value]
+    return value.strategy if isinstance(value, InitSpec) else value
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
@@ -86,19 +97,20 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     grid.add_column("what it is", overflow="fold")
     grid.add_column("parameters", overflow="fold")
     for row in rows:
-        aliases = f" Also {', '.join(row['aliases'])}." if row.get("aliases") else ""
-        batch = " Needs a batch." if row.get("needs_batch") else ""
-        source = f" {row['references']}" if row.get("references") else ""
-        shown = "\n".join(_shown(parameter) for parameter in row["parameters"])
-        grid.add_row(row["name"], f"{row['summary']}.{batch}{aliases}{source}", shown)
+        said = [f"{row['summary']}."]
+        if row.get("needs"):
+            said.append(f"Needs {', '.join(row['needs'])}.")
+        if row.get("wants"):
+            said.append(f"Wants {', '.join(row['wants'])}.")
+        if row.get("passes", "none") != "none":
+            said.append(f"Passes: {row['passes']}.")
+        if row.get("aliases"):
+            said.append(f"Also {', '.join(row['aliases'])}.")
+        if row.get("references"):
+            said.append(str(row["references"]))
+        shown = "\n".join(
+            f"{p['name']}={p['default'] or repr(p['default'])} ({p['legal']})"
+            for p in row["parameters"]
+        )
+        grid.add_row(row["name"], " ".join(said), shown)
     return grid
-
-
-def _shown(parameter: dict[str, Any]) -> str:
-    if parameter["choices"]:
-        legal = "|".join(parameter["choices"])
-    elif parameter["low"] is not None:
-        legal = f"{parameter['low']:g}..{parameter['high']:g}"
-    else:
-        legal = parameter["type"]
-    return f"{parameter['name']}={parameter['default']} ({legal})"

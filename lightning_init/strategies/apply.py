@@ -21,6 +21,7 @@ from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.provenance import checksum, record_of
 from lightning_init.architecture.state import Undo, keep_tensor
 from lightning_init.strategies.assigned import assign, is_close
+from lightning_init.strategies.calibration import Calibration
 from lightning_init.strategies.distributions import Calibrated, Distribution
 from lightning_init.strategies.left_alone import warn_of_copies, warn_of_garbage
 from lightning_init.strategies.matrices import Orthogonal
@@ -66,7 +67,7 @@ def apply_(model: nn.Module, plan: Plan, seed: int) -> None:
         )
 
 
-def calibrate_(model: nn.Module, plan: Plan, forward: Forward | None) -> None:
+def calibrate_(model: nn.Module, plan: Plan, forward: Forward | None) -> tuple[Calibration, ...]:
     """Run the calibration that a plan still has to come, if any.
 
     Args:
@@ -74,11 +75,14 @@ def calibrate_(model: nn.Module, plan: Plan, forward: Forward | None) -> None:
         plan: Its plan.
         forward: A call without arguments that runs the model once on a batch.
 
+    Returns:
+        What was reached, with readings from before and after; empty if nothing was to come.
+
     Raises:
         ValueError: If the plan needs a batch and `forward` is None.
     """
     if plan.calibrate_ is None:
-        return
+        return ()
     if forward is None:
         raise ValueError(
             "this strategy calibrates on data: pass forward=lambda: model(batch) with one batch"
@@ -88,7 +92,7 @@ def calibrate_(model: nn.Module, plan: Plan, forward: Forward | None) -> None:
         versions = [stand_in._version for _, stand_in in computed]
         tensors = {names[0]: tensor for names, tensor in named_tensors(model)}
         with preserved(model, [tensors[e.info.name] for e in plan if e.written]):
-            plan.calibrate_(model, plan, forward)
+            done = tuple(plan.calibrate_(model, plan, forward) or ())
     for (weight, stand_in), before in zip(computed, versions, strict=True):
         value = stand_in.detach()
         if stand_in._version != before and not is_close(weight.assign(value), value):
@@ -98,6 +102,7 @@ def calibrate_(model: nn.Module, plan: Plan, forward: Forward | None) -> None:
                 stacklevel=2,
             )
     _remember(model, plan)
+    return done
 
 
 def initialize_(
@@ -153,7 +158,7 @@ def carry_out(model: nn.Module, plan: Plan, seed: int, forward: Forward | None) 
                 on_error.callback(restore)
         _draw(model, plan, seed)
         before = {names: tensor._version for names, tensor in named_tensors(model)}
-        calibrate_(model, plan, forward)
+        done = calibrate_(model, plan, forward)
         on_error.pop_all()
     if plan.calibrate_ is None:
         return plan
@@ -166,7 +171,7 @@ def carry_out(model: nn.Module, plan: Plan, seed: int, forward: Forward | None) 
             mean = float(values.mean())
             std = float(values.std(correction=0)) if values.numel() else 0.0
             changed[names] = Calibrated(std, mean, reason=f"{reason}; scaled on one batch")
-    return settled(plan, changed)
+    return settled(plan, changed, done)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -32,12 +32,11 @@ from dataclasses import dataclass
 from lightning_init.architecture.params import Architecture, ParamInfo, Role
 from lightning_init.strategies.distributions import Constant, Distribution, Keep, Normal
 from lightning_init.strategies.given import Given
-from lightning_init.strategies.initializers import ByRole, Initializer
+from lightning_init.strategies.initializers import BranchScaled, ByRole, Initializer
 from lightning_init.strategies.orthogonal import Orthonormal
 from lightning_init.strategies.plan import CUSTOMIZED
 from lightning_init.strategies.registry import Strategy, strategy
 from lightning_init.strategies.spec import InitSpec
-from lightning_init.strategies.transformer import BranchScaled
 from lightning_init.strategies.variance import VarianceScaling
 
 _SMOOTH_RELUS = frozenset({"relu", "leaky_relu", "gelu", "silu", "elu", "mish", "softplus"})
@@ -132,6 +131,14 @@ class ExceptCustom:
         return self.initializer(info)
 
 
+TABLE = ByRole(
+    weight=weight,
+    recurrent=Orthonormal(1.0, "hidden to hidden"),
+    embedding=table,
+    bias=bias,
+)
+
+
 @strategy
 def auto() -> Strategy:
     """By layer type, activation and place, read off one forward pass; keeps what you customized.
@@ -145,10 +152,7 @@ def auto() -> Strategy:
         Schmidhuber & Cummins (2000), Neural Computation 12(10); for the prior Lin et al. (2017),
         https://arxiv.org/abs/1708.02002, section 3.3.
     """
-    recurrent = Orthonormal(1.0, "hidden to hidden")
-    return Strategy(
-        ExceptCustom(ByRole(weight=weight, recurrent=recurrent, embedding=table, bias=bias))
-    )
+    return Strategy(ExceptCustom(TABLE))
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ def _bias(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     return bias.reshape(-1, *[1] * trailing)
 
 
-@strategy(needs_batch=True)
+@strategy(needs=("batch",), cost="1 forward")
 def lsuv(
     scale: Annotated[float, Range(1e-3, 1e3, log=True, search=(0.25, 4.0))] = 1.0,
     include_head: bool = False,

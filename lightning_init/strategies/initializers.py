@@ -7,14 +7,17 @@ to worker processes and print.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from lightning_init.architecture.params import ParamInfo, Role
 from lightning_init.strategies.distributions import Constant, Distribution, Keep
 
 Initializer = Callable[[ParamInfo], Distribution]
+
+HEAD = "role:head"  # the weights and biases of output layers, whatever else they are
 
 
 def keep(info: ParamInfo) -> Distribution:
@@ -134,14 +137,36 @@ class Overridden:
         return (self.default if key is None else self.exceptions[key])(info)
 
 
+@dataclass(frozen=True, slots=True)
+class OnTop:
+    """An initializer, and another one for all that the first keeps.
+
+    Example:
+        >>> from lightning_init.strategies.distributions import Normal
+        >>> rule = OnTop(keep, lambda info: Normal(0.1))
+        >>> rule(ParamInfo(("w",), (2, 2), Role.WEIGHT)).std
+        0.1
+    """
+
+    initializer: Initializer
+    below: Initializer
+
+    def __call__(self, info: ParamInfo) -> Distribution:
+        """The distribution of one tensor."""
+        found = self.initializer(info)
+        return self.below(info) if isinstance(found, Keep) else found
+
+
 def matches(key: str, info: ParamInfo) -> bool:
-    """Whether an override key or a scope pattern means this tensor.
+    """Whether an override key or a scope pattern means this tensor; `role:head`: output layers.
 
     Example:
         >>> info = ParamInfo(("net.0.weight",), (2, 2), Role.WEIGHT)
         >>> matches("role:weight", info), matches("net.*.weight", info), matches("0.*", info)
         (True, True, False)
     """
+    if key == HEAD:
+        return info.usage is not None and info.usage.is_output and not info.usage.ends_branch
     if key.startswith("role:"):
         return str(info.role) == key.removeprefix("role:")
     return any(fnmatchcase(name, key) for name in info.names)
@@ -150,3 +175,35 @@ def matches(key: str, info: ParamInfo) -> bool:
 def deciding_key(keys: Mapping[str, object], info: ParamInfo) -> str | None:
     """The last key that means this tensor, None if no key does."""
     return next((key for key in reversed(list(keys)) if matches(key, info)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class BranchScaled:
+    """Another initializer, times 1/sqrt(residual additions) where a branch ends.
+
+    The sum of n branches of equal variance then has the variance of one.
+
+    Example:
+        >>> from lightning_init.architecture.params import Usage
+        >>> from lightning_init.strategies.distributions import Normal
+        >>> usage = Usage(ends_branch=True, num_branches=4)
+        >>> info = ParamInfo(("w",), (2, 2), Role.WEIGHT, usage=usage)
+        >>> BranchScaled(lambda info: Normal(0.02))(info).std
+        0.01
+    """
+
+    initializer: Initializer
+
+    def __call__(self, info: ParamInfo) -> Distribution:
+        """The distribution of one tensor."""
+        base = self.initializer(info)
+        usage = info.usage
+        if usage is None or not usage.ends_branch:
+            return base
+        scaled = base.scaled(1 / math.sqrt(usage.num_branches))
+        return with_reason(scaled, f"{base.reason}, / sqrt({usage.num_branches} branches)")
+
+
+def with_reason(distribution: Distribution, reason: str) -> Distribution:
+    """The same distribution for another reason."""
+    return replace(distribution, reason=reason)  # type: ignore[type-var]  # all are dataclasses

@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 
 from lightning_init.architecture.arguments import unknown
 from lightning_init.architecture.params import ParamInfo, Role
+from lightning_init.strategies.calibration import Calibration
 from lightning_init.strategies.distributions import Calibrated, Distribution, Keep
 from lightning_init.strategies.registry import Calibrator
 
@@ -55,6 +56,8 @@ class Plan:
         calibrate_: The calibration that is still to come, None if none is.
         traced: Whether a forward pass was observed.
         meta_buffers: Buffers that were on the meta device, whose values no plan knows.
+        notes: What is worth knowing besides, a sentence each.
+        calibrations: What the calibration did, once it is done.
 
     Example:
         >>> from lightning_init import make_plan
@@ -67,6 +70,8 @@ class Plan:
     calibrate_: Calibrator | None = None
     traced: bool = False
     meta_buffers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    calibrations: tuple[Calibration, ...] = ()
 
     def __getitem__(self, name: str) -> Distribution:
         """The distribution of a tensor, by any of its names."""
@@ -146,6 +151,8 @@ class Plan:
         return {
             "summary": self.summary(),
             "calibration_to_come": self.calibrate_ is not None,
+            "notes": list(self.notes),
+            "calibrations": [each.to_dict() for each in self.calibrations],
             "entries": [
                 {
                     "name": entry.info.name,
@@ -191,6 +198,8 @@ class Plan:
             lines.append(f"{line} {_evidence(entries)}".rstrip())
         if self.calibrate_ is not None:
             lines.append("  then calibrated on one batch")
+        lines += [str(each) for each in self.calibrations]
+        lines += [f"note: {note}" for note in self.notes]
         if hint := self.hint():
             lines.append(f"kept: {hint}")
         return "\n".join(lines)
@@ -223,11 +232,16 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def settled(plan: Plan, entries: dict[tuple[str, ...], Distribution]) -> Plan:
+def settled(
+    plan: Plan,
+    entries: dict[tuple[str, ...], Distribution],
+    calibrations: tuple[Calibration, ...],
+) -> Plan:
     """The plan after its calibration: with the given distributions, nothing more to come."""
     return dataclasses.replace(
         plan,
         calibrate_=None,
+        calibrations=calibrations,
         entries=tuple(
             PlanEntry(e.info, entries.get(e.info.names, e.distribution)) for e in plan.entries
         ),

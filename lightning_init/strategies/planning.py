@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 
 from torch import nn
 
@@ -15,7 +15,8 @@ from lightning_init.architecture.params import Architecture, ParamInfo
 from lightning_init.architecture.provenance import note_empty
 from lightning_init.strategies.assigned import through_parametrizations
 from lightning_init.strategies.distributions import Distribution, Keep
-from lightning_init.strategies.initializers import Initializer, Overridden, Scaled, matches
+from lightning_init.strategies.initializers import HEAD, Initializer, Overridden, matches
+from lightning_init.strategies.needs import FORWARD, NotYetError
 from lightning_init.strategies.parts import decide
 from lightning_init.strategies.plan import TRAINED, Forward, Plan, PlanEntry
 from lightning_init.strategies.registry import Strategy, get
@@ -33,7 +34,7 @@ _REFUSED = {
 }
 
 
-class NoShapeError(ValueError):
+class NoShapeError(NotYetError):
     """A lazy tensor is to be drawn, and no forward pass has shown its shape."""
 
 
@@ -91,6 +92,8 @@ def make_plan(
         ValueError: If a pattern or an override matches nothing, or a tensor that would be drawn
             cannot be (lazy without `forward`, sharded, quantized, complex, behind a
             parametrization without `right_inverse`): nothing has been changed.
+        UnsuitableError: If the scheme cannot serve the model (a ValueError): the text names the
+            missing fact and the nearest scheme that applies. Likewise nothing has been changed.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -100,6 +103,7 @@ def make_plan(
     chosen = resolve(strategy)
     model = unwrap(model)
     architecture = analyze(model, forward)
+    chosen = chosen.prepared(model, architecture)
     patterns = check_scope(scope)
     _check_patterns("scope", patterns or [], architecture)
     for keys in _override_keys(chosen.initializer):
@@ -114,7 +118,7 @@ def make_plan(
     calibrate = chosen.calibrate_ if any(entry.written for entry in entries) else None
     note_empty(model)
     buffers = tuple(canonical(name) for name, buffer in model.named_buffers() if buffer.is_meta)
-    return Plan(entries, calibrate, architecture.traced, buffers)
+    return Plan(entries, calibrate, architecture.traced, buffers, chosen.notes)
 
 
 def _decide(
@@ -191,6 +195,8 @@ def _check_patterns(kind: str, keys: Sequence[str], architecture: Architecture) 
     for key in keys:
         if any(matches(key, info) for info in architecture):
             continue
+        if key == HEAD and not architecture.traced:
+            raise NotYetError(f"{kind} {key!r} needs a forward pass: {FORWARD}")
         if key.startswith("role:"):
             legal = [f"role:{role}" for role in dict.fromkeys(info.role for info in architecture)]
         else:
@@ -198,9 +204,10 @@ def _check_patterns(kind: str, keys: Sequence[str], architecture: Architecture) 
         raise ValueError(f"{kind} {key!r} matches no parameter: {unknown('name', key, legal)}")
 
 
-def _override_keys(initializer: Initializer) -> Iterator[list[str]]:
-    if isinstance(initializer, Scaled):
-        yield from _override_keys(initializer.initializer)
-    elif isinstance(initializer, Overridden):
+def _override_keys(initializer: object) -> Iterator[list[str]]:
+    """The keys of all exceptions inside of nested initializers."""
+    if isinstance(initializer, Overridden):
         yield list(initializer.exceptions)
-        yield from _override_keys(initializer.default)
+    if is_dataclass(initializer) and not isinstance(initializer, type):
+        for part in fields(initializer):
+            yield from _override_keys(getattr(initializer, part.name))

@@ -18,20 +18,52 @@ from typing import Any, NamedTuple, TypeVar, overload
 from torch import nn
 
 from lightning_init.architecture.arguments import Parameter, Range, parameters_of, unknown
+from lightning_init.architecture.params import Architecture
 from lightning_init.strategies.initializers import Initializer, Scaled
+from lightning_init.strategies.needs import NEEDS, check_needs, check_wants
 
-Calibrator = Callable[[nn.Module, Any, Callable[[], object]], None]
+Calibrator = Callable[[nn.Module, Any, Callable[[], object]], Any]
 StrategyFunction = Callable[..., "Strategy"]
 F = TypeVar("F", bound=StrategyFunction)
 
-BUILT_IN = ("variance", "orthogonal", "transformer", "calibrated", "auto")
+BUILT_IN = ("variance", "orthogonal", "transformer", "calibrated", "auto", "chain")
 
 
 class Strategy(NamedTuple):
-    """How to initialize a model: a pure initializer, and a calibration on data if it needs one."""
+    """How to initialize a model: a pure initializer, and a calibration on data if it needs one.
+
+    Attributes:
+        initializer: From the description of a tensor to its distribution.
+        calibrate_: What runs the model on data after the draw; may return `Calibration`s.
+        on_top: For a scheme that changes what others decide: the initializer that results on top
+            of another one. None in a scheme that decides by itself.
+        prepare: For a scheme that needs to see the whole model first: from the model and its
+            description to the strategy. It may raise an `UnsuitableError`, and changes nothing.
+        notes: What a plan should say besides, a sentence each.
+    """
 
     initializer: Initializer
     calibrate_: Calibrator | None = None
+    on_top: Callable[[Initializer], Initializer] | None = None
+    prepare: Callable[[nn.Module, Architecture], Strategy] | None = None
+    notes: tuple[str, ...] = ()
+
+    def prepared(self, model: nn.Module, architecture: Architecture) -> Strategy:
+        """The strategy for one model.
+
+        Raises:
+            UnsuitableError: If it cannot serve the model.
+        """
+        return self if self.prepare is None else self.prepare(model, architecture)
+
+    def scaled(self, factor: float) -> Strategy:
+        """The same with every std multiplied by `factor`."""
+        on_top, prepare = self.on_top, self.prepare
+        return self._replace(
+            initializer=Scaled(self.initializer, factor),
+            on_top=on_top and (lambda below: Scaled(on_top(below), factor)),
+            prepare=prepare and (lambda model, seen: prepare(model, seen).scaled(factor)),
+        )
 
 
 SCALE = Parameter("scale", float, 1.0, Range(1e-3, 1e3, log=True, search=(0.25, 4.0)))
@@ -47,7 +79,10 @@ class Entry:
         parameters: Its arguments by name; every strategy has `scale`, a factor on std.
         aliases: Other names of the same strategy.
         search: Whether the default search space includes it.
-        needs_batch: Whether it runs the model on data.
+        needs: Facts without which it cannot serve a model, of `needs.NEEDS`.
+        wants: Facts without which it serves, but not as its authors mean it: the plan says so.
+        nearest: The scheme that an error recommends where this one cannot serve.
+        cost: Forward and backward passes, in words.
     """
 
     name: str
@@ -55,7 +90,15 @@ class Entry:
     parameters: Mapping[str, Parameter]
     aliases: tuple[str, ...] = ()
     search: bool = True
-    needs_batch: bool = False
+    needs: tuple[str, ...] = ()
+    wants: tuple[str, ...] = ()
+    nearest: str = "auto"
+    cost: str = "none"
+
+    @property
+    def needs_batch(self) -> bool:
+        """Whether it runs the model on data."""
+        return "batch" in self.needs
 
     @property
     def summary(self) -> str:
@@ -86,7 +129,19 @@ class Entry:
         own = inspect.signature(self.function).parameters
         scale = 1.0 if "scale" in own else values.pop("scale", 1.0)
         made = self.function(**values)
-        return made if scale == 1 else made._replace(initializer=Scaled(made.initializer, scale))
+        made = made if scale == 1 else made.scaled(scale)
+        return self._checked(made) if self.needs or self.wants else made
+
+    def _checked(self, made: Strategy) -> Strategy:
+        """The strategy, which first looks whether it can serve a model."""
+
+        def prepare(model: nn.Module, architecture: Architecture) -> Strategy:
+            check_needs(self.name, self.needs, architecture, self.nearest)
+            notes = check_wants(self.name, self.wants, architecture)
+            ready = made.prepared(model, architecture)
+            return ready._replace(notes=(*notes, *ready.notes), prepare=None)
+
+        return made._replace(prepare=prepare)
 
 
 _REGISTRY: dict[str, Entry] = {}
@@ -97,7 +152,13 @@ _ALIASES: dict[str, str] = {}
 def strategy(function: F, /) -> F: ...
 @overload
 def strategy(
-    *, aliases: tuple[str, ...] = (), search: bool = True, needs_batch: bool = False
+    *,
+    aliases: tuple[str, ...] = (),
+    search: bool = True,
+    needs: tuple[str, ...] = (),
+    wants: tuple[str, ...] = (),
+    nearest: str = "auto",
+    cost: str = "none",
 ) -> Callable[[F], F]: ...
 def strategy(
     function: F | None = None,
@@ -105,23 +166,31 @@ def strategy(
     *,
     aliases: tuple[str, ...] = (),
     search: bool = True,
-    needs_batch: bool = False,
+    needs: tuple[str, ...] = (),
+    wants: tuple[str, ...] = (),
+    nearest: str = "auto",
+    cost: str = "none",
 ) -> F | Callable[[F], F]:
     """Register a function that returns a `Strategy` under its own name.
 
     Args:
-        function: Its arguments need defaults, and annotations that are `float`, `int` or `bool`
-            (in `Annotated[..., Range(...)]` where a range applies) or a `Literal` of strings.
+        function: Its arguments need defaults, and annotations that are `float`, `int`, `bool` or
+            `str` (in `Annotated[..., Range(...)]` where a range applies) or a `Literal` of strings.
         aliases: Other names.
         search: Whether the default search space includes it.
-        needs_batch: Whether it runs the model on data.
+        needs: Facts without which it cannot serve a model: `forward`, `batch`, `labels`,
+            `branches`, `attention`, ... (`lightning_init.strategies.needs.NEEDS`). A model that
+            lacks one gets an error that names it.
+        wants: Such facts that it can do without: the plan says what is missing.
+        nearest: The scheme that the error recommends.
+        cost: Forward and backward passes, in words.
 
     Returns:
         The function itself.
 
     Raises:
         TypeError: If an argument has no default or an annotation that YAML cannot hold.
-        ValueError: If the name is taken by another function.
+        ValueError: If the name is taken by another function, or a need is unknown.
 
     Example:
         >>> from typing import Annotated
@@ -135,6 +204,9 @@ def strategy(
         'Does nothing yet'
         >>> del _REGISTRY["my_scheme"]
     """
+    for fact in (*needs, *wants):
+        if fact not in NEEDS:
+            raise ValueError(unknown("need", fact, NEEDS))
 
     def register(function: F) -> F:
         name = function.__name__
@@ -144,7 +216,10 @@ def strategy(
             {"scale": SCALE, **parameters_of(function)},
             aliases,
             search,
-            needs_batch,
+            needs,
+            wants,
+            nearest,
+            cost,
         )
         for key in (name, *aliases):
             known = _REGISTRY.get(_ALIASES.get(key, key))

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
 from lightning_init.architecture.arguments import unknown
-from lightning_init.architecture.params import Role
-from lightning_init.strategies.initializers import Initializer, Overridden, deciding_key
+from lightning_init.architecture.params import Architecture, Role
+from lightning_init.strategies.initializers import HEAD, Initializer, Overridden, deciding_key
 from lightning_init.strategies.registry import Calibrator, Strategy, get
 from lightning_init.strategies.seeds import check_seed
 
@@ -29,8 +30,9 @@ class InitSpec:
     Args:
         strategy: A registered name, see `lightning-init list`.
         params: The strategy's parameters; every strategy takes `scale`, a factor on std.
-        overrides: `"role:embedding"` or a glob on names -> another spec (or a strategy's name)
-            for the tensors it matches; of several matching keys the last wins.
+        overrides: `"role:embedding"`, `"role:head"` (output layers) or a glob on names ->
+            another spec (or a strategy's name) for the tensors it matches; of several matching
+            keys the last wins.
         seed: 0 to 2^63 - 1; None follows the global seed.
 
     Raises:
@@ -72,19 +74,20 @@ class InitSpec:
         if not self.overrides:
             return base
         made = {key: spec.build() for key, spec in self.overrides.items()}
-        rules: dict[str, Initializer] = {key: built.initializer for key, built in made.items()}
-        calibrations: dict[str | None, Calibrator | None] = {None: base.calibrate_}
-        calibrations.update({key: built.calibrate_ for key, built in made.items()})
-        initializer = Overridden(base.initializer, rules)
-        if not any(calibrations.values()):
-            return Strategy(initializer)
-        return Strategy(initializer, _calibrate_parts(rules, calibrations))
+        if not any(part.prepare for part in (base, *made.values())):
+            return _combined(base, made)
+
+        def prepare(model: nn.Module, architecture: Architecture) -> Strategy:
+            ready = {key: part.prepared(model, architecture) for key, part in made.items()}
+            return _combined(base.prepared(model, architecture), ready)
+
+        return _combined(base, made)._replace(prepare=prepare)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: only what differs from the defaults, but always the strategy."""
         data: dict[str, Any] = {"strategy": self.strategy}
         if self.params:
-            data["params"] = dict(self.params)
+            data["params"] = {key: _plain(value) for key, value in self.params.items()}
         if self.overrides:
             data["overrides"] = {key: spec.to_dict() for key, spec in self.overrides.items()}
         if self.seed is not None:
@@ -172,25 +175,51 @@ def spec_in(data: object) -> dict[str, Any] | None:
     return None
 
 
+def _combined(base: Strategy, made: Mapping[str, Strategy]) -> Strategy:
+    """A strategy with exceptions; one that changes others changes the base."""
+    rules: dict[str, Initializer] = {
+        key: part.initializer if part.on_top is None else part.on_top(base.initializer)
+        for key, part in made.items()
+    }
+    calibrations: dict[str | None, Calibrator | None] = {None: base.calibrate_}
+    calibrations.update({key: part.calibrate_ for key, part in made.items()})
+    on_top = base.on_top
+    return Strategy(
+        Overridden(base.initializer, rules),
+        _calibrate_parts(rules, calibrations) if any(calibrations.values()) else None,
+        on_top and (lambda below: Overridden(on_top(below), rules)),
+        notes=tuple(note for part in (base, *made.values()) for note in part.notes),
+    )
+
+
 def _calibrate_parts(
     rules: Mapping[str, Initializer], calibrations: Mapping[str | None, Calibrator | None]
 ) -> Calibrator:
     """Each calibration for the tensors whose distribution it owns."""
 
-    def calibrate_(model: Any, plan: Any, forward: Any) -> None:
+    def calibrate_(model: Any, plan: Any, forward: Any) -> list[Any]:
+        found: list[Any] = []
         for key, calibrate in calibrations.items():
             if calibrate is not None:
                 part = plan.where(lambda info, key=key: deciding_key(rules, info) == key)
-                calibrate(model, part, forward)
+                found += calibrate(model, part, forward) or ()
+        return found
 
     return calibrate_
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, InitSpec):
+        return value.to_dict()
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _check_key(key: object) -> None:
     if not isinstance(key, str) or not key:
         raise ValueError(f"an override's key must be a text, but got {key!r}")
-    if key.startswith("role:") and key.removeprefix("role:") not in list(Role):
-        raise ValueError(unknown("role", key.removeprefix("role:"), [str(role) for role in Role]))
+    roles = [str(role) for role in Role] + [HEAD.removeprefix("role:")]
+    if key.startswith("role:") and key.removeprefix("role:") not in roles:
+        raise ValueError(unknown("role", key.removeprefix("role:"), roles))
 
 
 def _as_override(key: str, value: object) -> InitSpec:

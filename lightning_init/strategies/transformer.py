@@ -2,44 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-
-from lightning_init.architecture.params import ParamInfo
-from lightning_init.strategies.distributions import Distribution
-from lightning_init.strategies.initializers import ByRole, Initializer
+from lightning_init.strategies.initializers import BranchScaled, ByRole
 from lightning_init.strategies.registry import Strategy, strategy
 from lightning_init.strategies.variance import Fixed, Std, table_with
-
-
-@dataclass(frozen=True, slots=True)
-class BranchScaled:
-    """Another initializer, times 1/sqrt(residual additions) where a branch ends.
-
-    The sum of n branches of equal variance then has the variance of one.
-
-    Example:
-        >>> usage = Usage(ends_branch=True, num_branches=4)
-        >>> info = ParamInfo(("w",), (2, 2), Role.WEIGHT, usage=usage)
-        >>> BranchScaled(Fixed(0.02, "normal", "GPT-2"))(info).std
-        0.01
-    """
-
-    initializer: Initializer
-
-    def __call__(self, info: ParamInfo) -> Distribution:
-        """The distribution of one tensor."""
-        base = self.initializer(info)
-        usage = info.usage
-        if usage is None or not usage.ends_branch:
-            return base
-        scaled = base.scaled(1 / math.sqrt(usage.num_branches))
-        return with_reason(scaled, f"{base.reason}, / sqrt({usage.num_branches} branches)")
-
-
-def with_reason(distribution: Distribution, reason: str) -> Distribution:
-    """The same distribution for another reason."""
-    return replace(distribution, reason=reason)  # type: ignore[type-var]  # all are dataclasses
 
 
 @strategy

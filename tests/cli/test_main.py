@@ -11,6 +11,7 @@ import lightning_init
 from lightning_init.cli.main import COMMANDS, main
 from lightning_init.health import findings as detectors
 from lightning_init.strategies import registry
+from lightning_init.strategies.needs import NEEDS
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
@@ -79,11 +80,13 @@ def test_list_as_json_is_the_registry(capsys):
         row = rows[entry.name]
         assert row["summary"] == entry.summary != ""
         assert row["aliases"] == list(entry.aliases)
-        assert row["needs_batch"] == entry.needs_batch
+        assert row["needs"] == [NEEDS[name].says for name in entry.needs]
+        assert row["passes"] == entry.cost
         parameters = {p["name"]: p for p in row["parameters"]}
         assert set(parameters) == set(entry.parameters)
         for name, parameter in entry.parameters.items():
-            assert parameters[name]["default"] == parameter.default
+            if parameter.converted is None:
+                assert parameters[name]["default"] == parameter.default
             if parameter.range is not None:
                 assert parameters[name]["low"] == parameter.range.low
                 assert parameters[name]["high"] == parameter.range.high

@@ -109,7 +109,7 @@ def test_every_registered_scheme_with_numbers_is_in_the_table():
     from lightning_init.strategies.registry import entries
 
     built_in = {e.name for e in entries() if e.function.__module__.startswith("lightning_init.s")}
-    assert built_in - {"auto", "keep"} <= {name for name, _, _ in FORMULAS}
+    assert built_in - {"auto", "keep", "chain"} <= {name for name, _, _ in FORMULAS}
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ class TestRegistering:
         with pytest.raises(TypeError, match="no_default: argument 'gain' needs a default"):
             strategy(no_default)
         with pytest.raises(
-            TypeError, match="argument 'gains' must be float, int, bool or a Literal"
+            TypeError, match="argument 'gains' must be float, int, bool, str or a Literal"
         ):
             strategy(wrong_type)
 

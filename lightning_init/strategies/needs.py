@@ -1,0 +1,125 @@
+"""What schemes need to know of a model, and the error that says which fact is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from lightning_init.architecture.params import Architecture, Role
+
+
+class NotYetError(ValueError):
+    """What is to be decided needs a forward pass, and none has been seen."""
+
+
+class UnsuitableError(ValueError):
+    """A scheme cannot serve a model; nothing has been changed."""
+
+
+class Need(NamedTuple):
+    """A fact of a model.
+
+    Attributes:
+        says: The fact, after "needs".
+        holds: Whether a model has it.
+        missing: What is so if it has not, after "but".
+        do: What to do about it, `""` if only another scheme helps.
+    """
+
+    says: str
+    holds: Callable[[Architecture], bool]
+    missing: str
+    do: str = ""
+
+
+def _has(*roles: Role) -> Callable[[Architecture], bool]:
+    return lambda seen: any(info.role in roles for info in seen)
+
+
+def _unknown_yet(seen: Architecture) -> bool:
+    """What the description of a model does not tell is checked where it is used."""
+    del seen
+    return True
+
+
+FORWARD = "pass forward=lambda: model(batch)"
+NEEDS: dict[str, Need] = {
+    "batch": Need("a batch", _unknown_yet, "there is none", FORWARD),
+    "loss": Need("a batch with its loss", _unknown_yet, "there is none", FORWARD),
+    "forward": Need("a forward pass", lambda seen: seen.traced, "none was seen", FORWARD),
+    "branches": Need(
+        "residual branches", lambda seen: seen.num_branches > 0, "the forward pass shows none"
+    ),
+    "attention": Need(
+        "attention",
+        lambda seen: any(info.usage and info.usage.attention for info in seen),
+        "the forward pass shows none",
+    ),
+    "recurrence": Need(
+        "recurrent layers", _has(Role.RECURRENT), "the model has no hidden-to-hidden matrix"
+    ),
+    "labels": Need(
+        "labels",
+        lambda seen: any(info.prior for info in seen),
+        "the forward pass computes no loss from a batch's labels",
+        "pass forward=lambda: loss(model(x), y)",
+    ),
+    "donor": Need("a file with weights", _unknown_yet, "none was named"),
+    "masks": Need("pruning masks", _unknown_yet, "no tensor has one"),
+    "branch scales": Need(
+        "a learned scale in each residual branch",
+        _has(Role.BRANCH_SCALE),
+        "the branches have none",
+        "call add_branch_scales_(model, ...) where the model is built",
+    ),
+    "no norms": Need(
+        "a model without norm layers",
+        lambda seen: not any("norm" in info.traits for info in seen),
+        "this one has some",
+        "call remove_norms_(model, ...) where the model is built",
+    ),
+}
+
+
+def check_needs(
+    scheme: str, needs: tuple[str, ...], architecture: Architecture, nearest: str
+) -> None:
+    """Raise an error for the first fact that a model lacks.
+
+    Raises:
+        NotYetError: If only a forward pass could show it, and none was seen.
+        UnsuitableError: If the model does not have it.
+    """
+    seen_only = {"branches", "attention", "labels"}
+    for name in needs:
+        need = NEEDS[name]
+        if name in seen_only and not architecture.traced:
+            name, need = "forward", NEEDS["forward"]
+        if need.holds(architecture):
+            continue
+        text = f"{scheme} needs {need.says}, but {need.missing}: "
+        if name == "forward":
+            raise NotYetError(f"{text}{need.do}. Nothing has been changed")
+        raise unsuitable(text + (f"{need.do}, or " if need.do else ""), nearest)
+
+
+def unsuitable(text: str, nearest: str) -> UnsuitableError:
+    """The error for a scheme that cannot serve a model.
+
+    Example:
+        >>> unsuitable("fixup needs residual branches, but there are none: ", "kaiming_normal")
+        UnsuitableError("fixup needs residual branches, but there are none: the nearest scheme \
+that applies is 'kaiming_normal'. Nothing has been changed")
+    """
+    return UnsuitableError(
+        f"{text}the nearest scheme that applies is {nearest!r}. Nothing has been changed"
+    )
+
+
+def check_wants(scheme: str, wants: tuple[str, ...], architecture: Architecture) -> tuple[str, ...]:
+    """A sentence for each fact that a scheme would like a model to have."""
+    return tuple(
+        f"{scheme} wants {need.says}, but {need.missing}: {need.do}"
+        for need in (NEEDS[name] for name in wants)
+        if not need.holds(architecture)
+    )
