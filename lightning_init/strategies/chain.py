@@ -64,7 +64,7 @@ def chain(steps: Steps = _ALONE) -> Strategy:
         steps: Strategies' names or specs, the first one at the bottom.
 
     Example:
-        >>> made = chain((InitSpec("orthogonal"), InitSpec("keep", overrides={"role:head": "zeros"})))
+        >>> made = chain((InitSpec("orthogonal"), InitSpec("keep", overrides={"role:head": "constant"})))
         >>> made.calibrate_ is None
         True
     """

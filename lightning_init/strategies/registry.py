@@ -26,7 +26,11 @@ Calibrator = Callable[[nn.Module, Any, Callable[[], object]], Any]
 StrategyFunction = Callable[..., "Strategy"]
 F = TypeVar("F", bound=StrategyFunction)
 
-BUILT_IN = ("variance", "orthogonal", "transformer", "calibrated", "auto", "chain")
+BUILT_IN = (
+    *("variance", "sparse", "orthogonal", "identity", "residual", "transformer", "attention"),
+    *("deep", "recurrent", "periodic", "heads", "calibrated", "gradient", "transfer"),
+    *("auto", "chain"),
+)
 
 
 class Strategy(NamedTuple):

@@ -105,13 +105,6 @@ def test_against_the_formula(name, params, law):
             assert getattr(found, field) == pytest.approx(getattr(law, field))
 
 
-def test_every_registered_scheme_with_numbers_is_in_the_table():
-    from lightning_init.strategies.registry import entries
-
-    built_in = {e.name for e in entries() if e.function.__module__.startswith("lightning_init.s")}
-    assert built_in - {"auto", "keep", "chain"} <= {name for name, _, _ in FORMULAS}
-
-
 @pytest.mark.parametrize(
     ("layer", "std"),
     [

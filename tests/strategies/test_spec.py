@@ -17,6 +17,10 @@ BUILT_IN = [e for e in entries() if e.function.__module__.startswith("lightning_
 def parameter_values(parameter):
     if parameter.choices:
         return st.sampled_from(parameter.choices)
+    if parameter.converted:
+        return st.just(parameter.default)
+    if parameter.kind is str:
+        return st.text(max_size=8)
     if parameter.kind is bool:
         return st.booleans()
     limits = parameter.range
@@ -120,7 +124,10 @@ def test_an_overlay_with_a_bare_callback_is_auto(tmp_path):
         ("strategy: normal\nparams: {std: 99}\n", r"`0.0001 <= std <= 10` must hold"),
         ("strategy: normal\nparams: 3\n", r"params must be a mapping"),
         ("strategy: 3\n", r"strategy must be a name, but got 3"),
-        ("strategy: auto\noverrides: {role:head: keep}\n", r"unknown role 'head'"),
+        (
+            "strategy: auto\noverrides: {role:heads: keep}\n",
+            r"unknown role 'heads': did you mean 'head'",
+        ),
         ("strategy: auto\nseed: -1\n", r"`0 <= seed < 2\*\*63`"),
     ],
 )

@@ -1,0 +1,1 @@
+"""The matrices of attention: scaled by heads, or shaped as trained ones are."""

@@ -1,0 +1,1 @@
+"""Very deep transformers: scaled by the number of layers, so that none dominates."""

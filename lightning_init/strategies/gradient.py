@@ -1,0 +1,1 @@
+"""Schemes that learn the scale of each tensor by gradient descent."""

@@ -1,0 +1,1 @@
+"""Output layers that start at what the labels are on average."""

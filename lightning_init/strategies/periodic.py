@@ -1,0 +1,1 @@
+"""Layers before a sine."""

@@ -1,0 +1,1 @@
+"""Pruned layers, and layers that will be."""
