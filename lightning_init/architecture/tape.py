@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from lightning_init.architecture.calls import Call, Op, Signal, Weight, plain, tensors
+from lightning_init.architecture.guard import Guard
 from lightning_init.architecture.opened import OPENED
 from lightning_init.architecture.operations import (
     CONVERSIONS,
@@ -40,12 +41,15 @@ class Tape(TorchFunctionMode):
 
     Attributes:
         ops: The calls in execution order.
+        guard: What puts parameters back that the pass writes to.
         inside: Whether the model has been entered; what is made before belongs to the batch.
         failed: The last call that raised an error, and the error.
     """
 
     def __init__(self, parameters: Iterable[Tensor], constants: Iterable[Tensor] = ()) -> None:
         super().__init__()
+        parameters = list(parameters)
+        self.guard = Guard(parameters)
         self.ops: list[Op] = []
         self.inside = False
         self.failed: tuple[str, Exception] | None = None
@@ -73,6 +77,7 @@ class Tape(TorchFunctionMode):
         if func in OPENED:
             with self:
                 return OPENED[func](*args, **kwargs)
+        self.guard.before(func, args, kwargs)
         given = list(tensors((args, {key: kwargs[key] for key in kwargs if key != "out"})))
         before = [self._look_up(tensor) for tensor in given]
         try:

@@ -65,7 +65,8 @@ def trace(model: nn.Module, forward: Callable[[], object]) -> list[Op]:
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer hides its parts
     try:
-        with preserved(model), _eager(), tape:
+        guard = tape.guard
+        with preserved(model, guard.parameters), guard.watching(), _eager(), tape:
             forward()
     except Exception as error:
         at = ""

@@ -28,6 +28,7 @@ from lightning_init.strategies.matrices import Orthogonal
 from lightning_init.strategies.plan import Forward, Plan, PlanEntry, settled
 from lightning_init.strategies.planning import Scope, StrategyLike, make_plan
 from lightning_init.strategies.seeds import generator_for, resolve_seed
+from lightning_init.strategies.write import write_
 
 
 def apply_(model: nn.Module, plan: Plan, seed: int) -> None:
@@ -241,9 +242,7 @@ def _draw(model: nn.Module, plan: Plan, seed: int) -> None:
             if weights:
                 assign(entry, weights, generator_for(seed, entry.info.names))
         on_error.pop_all()
-        for entry, target in work:
-            if entry.info.names not in computed:
-                target.copy_(entry.drawn(generator_for(seed, entry.info.names)))
+        write_([item for item in work if item[0].info.names not in computed], seed)
     warn_of_garbage(model, plan)
     _remember(model, plan)
 
