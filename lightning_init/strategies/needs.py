@@ -13,7 +13,13 @@ class NotYetError(ValueError):
 
 
 class UnsuitableError(ValueError):
-    """A scheme cannot serve a model; nothing has been changed."""
+    """A scheme cannot serve a model; nothing has been changed.
+
+    Attributes:
+        nearest: The nearest scheme that applies.
+    """
+
+    nearest: str = "auto"
 
 
 class Need(NamedTuple):
@@ -111,9 +117,11 @@ def unsuitable(text: str, nearest: str) -> UnsuitableError:
         UnsuitableError("fixup needs residual branches, but there are none: the nearest scheme \
 that applies is 'kaiming_normal'. Nothing has been changed")
     """
-    return UnsuitableError(
+    error = UnsuitableError(
         f"{text}the nearest scheme that applies is {nearest!r}. Nothing has been changed"
     )
+    error.nearest = nearest
+    return error
 
 
 def check_wants(scheme: str, wants: tuple[str, ...], architecture: Architecture) -> tuple[str, ...]:
