@@ -38,6 +38,10 @@ if TYPE_CHECKING:
         strategy as strategy,
     )
     from lightning_init.strategies.spec import InitSpec as InitSpec
+    from lightning_init.strategies.structure import (
+        add_branch_scales_ as add_branch_scales_,
+        remove_norms_ as remove_norms_,
+    )
 
 _HOMES = {
     "analyze": "architecture.analyze",
@@ -67,6 +71,8 @@ _HOMES = {
     "Strategy": "strategies.registry",
     "strategy": "strategies.registry",
     "InitSpec": "strategies.spec",
+    "add_branch_scales_": "strategies.structure",
+    "remove_norms_": "strategies.structure",
 }
 
 __all__ = sorted(_HOMES)
