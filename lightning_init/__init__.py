@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         initialize_ as initialize_,
     )
     from lightning_init.strategies.auto import recommend as recommend
+    from lightning_init.strategies.groups import param_groups as param_groups
     from lightning_init.strategies.plan import Plan as Plan
     from lightning_init.strategies.planning import make_plan as make_plan
     from lightning_init.strategies.registry import (
@@ -65,6 +66,7 @@ _HOMES = {
     "calibrate_": "strategies.apply",
     "initialize_": "strategies.apply",
     "recommend": "strategies.auto",
+    "param_groups": "strategies.groups",
     "Plan": "strategies.plan",
     "make_plan": "strategies.planning",
     "Range": "architecture.arguments",
