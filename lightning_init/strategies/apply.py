@@ -239,11 +239,11 @@ def _draw(model: nn.Module, plan: Plan, seed: int) -> None:
                 for restore in weight.keep():
                     on_error.callback(restore)
             if weights:
-                assign(entry, weights, generator_for(seed, entry.info.names))
+                assign(entry, weights, generator_for(seed, entry.key))
         on_error.pop_all()
         for entry, target in work:
             if entry.info.names not in computed:
-                target.copy_(entry.drawn(generator_for(seed, entry.info.names)))
+                target.copy_(entry.drawn(generator_for(seed, entry.key)))
     warn_of_garbage(model, plan)
     _remember(model, plan)
 
