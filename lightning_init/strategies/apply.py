@@ -240,7 +240,7 @@ def _draw(model: nn.Module, plan: Plan, seed: int) -> None:
                 for restore in weight.keep():
                     on_error.callback(restore)
             if weights:
-                assign(entry, weights, generator_for(seed, entry.info.names))
+                assign(entry, weights, generator_for(seed, entry.key))
         on_error.pop_all()
         write_([item for item in work if item[0].info.names not in computed], seed)
     warn_of_garbage(model, plan)

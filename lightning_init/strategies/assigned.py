@@ -38,6 +38,12 @@ class Assigned:
     mean: float
     reason: str = reason_field()
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The names that the randomness of what is drawn is made from, if it is shared."""
+        shared: tuple[str, ...] = getattr(self.drawn, "key", ())
+        return shared
+
     def sample(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
         """Draw what is assigned."""
         return self.drawn.sample(shape, generator)

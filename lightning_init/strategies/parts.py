@@ -59,6 +59,12 @@ class Stacked:
         squares = (part.size * (each.std**2 + (each.mean - mean) ** 2) for part, each in self.parts)
         return math.sqrt(sum(squares) / rows)
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The names that a part's randomness is made from, if it is shared; `()` if not."""
+        keys: list[tuple[str, ...]] = [getattr(each, "key", ()) for _, each in self.parts]
+        return next(filter(None, keys), ())
+
     def sample(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
         """Draw a float32 tensor on the CPU."""
         out = torch.empty(shape)

@@ -39,6 +39,12 @@ class PlanEntry:
         """Whether the tensor is drawn, not kept."""
         return not isinstance(self.distribution, Keep)
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The names that the generator is made from, the first ones of tensors that share it."""
+        shared: tuple[str, ...] = getattr(self.distribution, "key", ())
+        return shared or self.info.names
+
     def drawn(self, generator: Generator) -> Tensor:
         """A draw, in float32 on the CPU; a padding row is 0."""
         value = self.distribution.sample(self.info.shape, generator)

@@ -32,7 +32,7 @@ def write_(work: Sequence[tuple[PlanEntry, Tensor]], seed: int) -> None:
         entry, target = item
         assert isinstance(entry.distribution, Fillable)
         with torch.no_grad():  # which is a thread's own
-            entry.distribution.fill_(target, generator_for(seed, entry.info.names))
+            entry.distribution.fill_(target, generator_for(seed, entry.key))
 
     if threads == 1:
         for item in direct:
@@ -43,7 +43,7 @@ def write_(work: Sequence[tuple[PlanEntry, Tensor]], seed: int) -> None:
             list(pool.map(fill, largest_first))
     for entry, target in work:
         if not _fits(entry, target):
-            target.copy_(entry.drawn(generator_for(seed, entry.info.names)))
+            target.copy_(entry.drawn(generator_for(seed, entry.key)))
 
 
 def _fits(entry: PlanEntry, target: Tensor) -> bool:
