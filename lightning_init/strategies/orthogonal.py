@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from lightning_init.architecture.params import ParamInfo
 from lightning_init.strategies.distributions import Distribution, Keep, Normal
 from lightning_init.strategies.initializers import ByRole
-from lightning_init.strategies.matrices import Orthogonal
+from lightning_init.strategies.layout import layout_of
+from lightning_init.strategies.matrices import DeltaOrthogonal, Orthogonal
 from lightning_init.strategies.registry import Strategy, strategy
 from lightning_init.strategies.variance import Gain, tied_table
 
@@ -46,3 +47,45 @@ def orthogonal(gain: Gain = 1.0) -> Strategy:
         1.0
     """
     return Strategy(ByRole(weight=Orthonormal(gain), embedding=tied_table))
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """`gain` times an orthogonal matrix at the centre tap of a kernel; other matrices whole."""
+
+    gain: float = 1.0
+
+    def __call__(self, info: ParamInfo) -> Distribution:
+        """The distribution of one matrix or kernel."""
+        if info.numel == 0:
+            return Keep("empty")
+        layout = layout_of(info) if len(info.shape) > 2 else None
+        if layout is None or not layout.taps:
+            return Orthonormal(self.gain, "orthogonal")(info)
+        reason = "delta-orthogonal"
+        if layout.rows < layout.columns:
+            reason += f", keeps {layout.rows} of {layout.columns} directions"
+        return DeltaOrthogonal(layout, self.gain, reason=reason)
+
+
+@strategy(search=False)
+def delta_orthogonal(gain: Gain = 1.0) -> Strategy:
+    """Kernels 0 but for an orthogonal matrix times gain at the centre tap; other layers orthogonal.
+
+    Such a convolution keeps norms (times gain) with circular padding and stride 1, whatever the
+    depth. It does not mix positions at the start: what follows must, a global mean would be all
+    that is seen. With fewer outputs than inputs the rows are orthonormal, and the other directions
+    are lost. One matrix per group; transposed convolutions likewise; even kernels at size // 2.
+
+    Args:
+        gain: Every singular value, 0.5 to 2; 1 for tanh, sqrt(2) for ReLU.
+
+    References:
+        Xiao et al. (2018), algorithm 2, https://arxiv.org/abs/1806.05393
+
+    Example:
+        >>> kernel = ParamInfo(("w",), (4, 4, 3, 3), Role.WEIGHT, layer="Conv2d")
+        >>> round(delta_orthogonal().initializer(kernel).std, 6)  # 4 entries of 1/2 in 36
+        0.166667
+    """
+    return Strategy(ByRole(weight=Delta(gain), embedding=tied_table))

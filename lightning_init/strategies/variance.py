@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 from lightning_init.architecture.arguments import Range
 from lightning_init.architecture.params import ParamInfo
 from lightning_init.strategies.distributions import (
-    Constant,
     Distribution,
     Keep,
     Normal,
@@ -28,6 +27,7 @@ Gain = Annotated[float, Range(0.5, 2.0, log=True)]
 Std = Annotated[float, Range(1e-4, 10.0, log=True, search=(0.005, 0.2))]
 Fan = Literal["fan_in", "fan_out", "fan_avg"]
 Shape = Literal["normal", "uniform"]
+RELU_LIKE = frozenset({"relu", "leaky_relu", "gelu", "silu", "elu", "mish", "softplus"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,16 @@ def tied_table(info: ParamInfo) -> Distribution:
     return Normal(info.shape[-1] ** -0.5, reason="tied to the output layer: 1/sqrt(width)")
 
 
+def kaiming_gain(activation: str) -> float:
+    """sqrt(2) before ReLU and its kin, else 1.
+
+    Example:
+        >>> kaiming_gain("tanh")
+        1.0
+    """
+    return math.sqrt(2) if activation in RELU_LIKE else 1.0
+
+
 def scheme(law: VarianceScaling) -> Strategy:
     """A variance-scaling law as a whole strategy."""
     return Strategy(ByRole(weight=law, embedding=tied_table))
@@ -101,16 +111,6 @@ def table_with(std: float, name: str, shape: Literal["normal", "uniform", "trunc
     """One std for all matrices, kernels and tables; zero biases; identity norms."""
     rule = Fixed(std, shape, name)
     return Strategy(ByRole(weight=rule, embedding=rule))
-
-
-@strategy
-def keep(scale: Annotated[float, Range(1.0, 1.0)] = 1.0) -> Strategy:  # noqa: ARG001
-    """Every tensor stays as the model built it, the baseline of every comparison.
-
-    Args:
-        scale: Must be 1: nothing is drawn that could be scaled.
-    """
-    return Strategy(_as_built)
 
 
 @strategy(aliases=("glorot_uniform",), search=False)
@@ -217,77 +217,6 @@ def lecun_normal(gain: Gain = 1.0) -> Strategy:
         0.5
     """
     return scheme(VarianceScaling(1, "fan_in", gain, "normal", "LeCun"))
-
-
-@strategy
-def normal(std: Std = 0.02) -> Strategy:
-    """N(0, std^2) for every matrix, kernel and table, whatever its size.
-
-    Args:
-        std: Standard deviation, 1e-4 to 10.
-
-    Example:
-        >>> normal(0.05).initializer(ParamInfo(("w",), (2, 4), Role.WEIGHT)).std
-        0.05
-    """
-    return table_with(std, "one std for all", "normal")
-
-
-@strategy(search=False)
-def uniform(
-    bound: Annotated[float, Range(1e-4, 10.0, log=True, search=(0.01, 0.3))] = 0.05,
-) -> Strategy:
-    """U(-bound, bound) for every matrix, kernel and table; its std is bound / sqrt(3).
-
-    Args:
-        bound: Largest magnitude, 1e-4 to 10.
-
-    Example:
-        >>> uniform(0.3).initializer(ParamInfo(("w",), (2, 4), Role.WEIGHT)).high
-        0.3
-    """
-    return table_with(bound / math.sqrt(3), "one bound for all", "uniform")
-
-
-@strategy(search=False)
-def truncated_normal(std: Std = 0.02) -> Strategy:
-    """A normal cut at two standard deviations whose own std is `std`, for every matrix and table.
-
-    Args:
-        std: Standard deviation of what is drawn, 1e-4 to 10.
-
-    Example:
-        >>> truncated_normal().initializer(ParamInfo(("w",), (2, 4), Role.WEIGHT)).std
-        0.02
-    """
-    return table_with(std, "one std for all", "truncated")
-
-
-@strategy(search=False)
-def constant(value: Annotated[float, Range(-10.0, 10.0)] = 0.0) -> Strategy:
-    """The same value in every matrix, kernel and table; units stay equal, so layers cannot learn.
-
-    Args:
-        value: The constant, -10 to 10.
-
-    Example:
-        >>> constant(0.5).initializer(ParamInfo(("w",), (2, 4), Role.WEIGHT)).mean
-        0.5
-    """
-    rule = _Constant(value)
-    return Strategy(ByRole(weight=rule, embedding=rule))
-
-
-@dataclass(frozen=True, slots=True)
-class _Constant:
-    value: float
-
-    def __call__(self, info: ParamInfo) -> Distribution:  # noqa: ARG002
-        return Constant(self.value, reason="one value for all")
-
-
-def _as_built(info: ParamInfo) -> Distribution:  # noqa: ARG001
-    return Keep("as built")
 
 
 def _shaped(shape: Shape, std: float, reason: str) -> Distribution:
