@@ -15,6 +15,7 @@ from lightning_init.architecture.arguments import Range
 from lightning_init.architecture.names import named_weights
 from lightning_init.architecture.params import Architecture, ParamInfo, Role
 from lightning_init.strategies.distributions import Distribution, Normal, reason_field
+from lightning_init.strategies.gains import Activation, observed_gain
 from lightning_init.strategies.initializers import ByRole
 from lightning_init.strategies.layout import layout_of
 from lightning_init.strategies.needs import unsuitable
@@ -85,16 +86,19 @@ class SparseAware:
     Args:
         gain: A further factor.
         density: The share of weights that will be left of layers that have no mask.
+        activation: Whether the gain of the function that follows stands for sqrt(2).
         masks: What the masks leave, by the tensor's first name and the part of it.
     """
 
     gain: float = 1.0
     density: float = 1.0
+    activation: Activation = "fixed"
     masks: Mapping[tuple[str, str], Connected] = field(default_factory=dict)
 
     def __call__(self, info: ParamInfo) -> Distribution:
         """The distribution of one matrix or kernel."""
-        gain = self.gain * kaiming_gain(info.activation)
+        fixed = self.activation == "fixed"
+        gain = self.gain * (kaiming_gain(info.activation) if fixed else observed_gain(info)[0])
         left = self.masks.get((info.name, info.part))
         fan = info.fan_in or 1.0
         if left is None:
@@ -112,7 +116,9 @@ class SparseAware:
 
 @strategy(nearest="kaiming_normal", search=False)
 def sparse_aware(
-    density: Annotated[float, Range(1e-3, 1.0, log=True)] = 1.0, gain: Gain = 1.0
+    density: Annotated[float, Range(1e-3, 1.0, log=True)] = 1.0,
+    gain: Gain = 1.0,
+    activation: Activation = "fixed",
 ) -> Strategy:
     """Std = gain * sqrt(2 / n), n the unmasked inputs of each output unit; sqrt(2/(in * density)) else.
 
@@ -124,6 +130,7 @@ def sparse_aware(
     Args:
         density: Share of weights that will be left of layers without a mask, 0.001 to 1.
         gain: Factor on std, 0.5 to 2.
+        activation: `observed` puts the gain of the function that follows for the factor sqrt(2).
 
     References:
         Evci, Ioannou, Keskin & Dauphin (2022), eq. 2 and 3, https://arxiv.org/abs/2010.03533
@@ -144,9 +151,9 @@ def sparse_aware(
                 "prune first, or give the density < 1 that pruning will leave, or ",
                 "kaiming_normal",
             )
-        return Strategy(_scheme(SparseAware(gain, density, masks)))
+        return Strategy(_scheme(SparseAware(gain, density, activation, masks)))
 
-    return Strategy(_scheme(SparseAware(gain, density)), prepare=prepare)
+    return Strategy(_scheme(SparseAware(gain, density, activation)), prepare=prepare)
 
 
 def _scheme(rule: SparseAware) -> ByRole:
