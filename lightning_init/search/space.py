@@ -195,6 +195,8 @@ def _searched(entry: Entry) -> Sequence[Parameter]:
 
 
 def _varies(parameter: Parameter) -> bool:
+    if not parameter.searched:
+        return False
     return parameter.range is None or parameter.range.low < parameter.range.high
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from lightning_init.architecture.arguments import UNSEARCHED
 from lightning_init.architecture.params import ParamInfo
 from lightning_init.architecture.quadrature import activation_gain
 
-Activation = Literal["fixed", "observed"]
+# The search has `gain` for what this would change.
+Activation = Annotated[Literal["fixed", "observed"], UNSEARCHED]
 
 
 def observed_gain(info: ParamInfo) -> tuple[float, str]:
