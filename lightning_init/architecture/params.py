@@ -73,6 +73,8 @@ class Usage:
         normalized: Whether norm layers alone take the result: its scale does not matter then.
         calls: Times the tensor was used in one forward pass.
         within: Index of the residual branch that the layer is part of, -1 outside of branches.
+        gain: 1 / sqrt(E[phi(z)^2]), z ~ N(0, 1), of the function phi that follows, its arguments
+            and formula as seen; 1 if none does, None if unknown.
     """
 
     depth: int = 0
@@ -87,6 +89,7 @@ class Usage:
     normalized: bool = False
     calls: int = 1
     within: int = -1
+    gain: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,6 +196,7 @@ def _usage(
         normalized=op.is_weight_layer and all(functions.feeds_norm(call) for call in calls),
         calls=max(1, round(share)),
         within=max(within, branch),
+        gain=functions.gain(index) if op.is_weight_layer else None,
     )
 
 

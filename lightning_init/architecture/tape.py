@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from lightning_init.architecture.calls import Call, Op, Signal, Weight, plain, tensors
+from lightning_init.architecture.follows import COMPARISONS, POINTWISE
 from lightning_init.architecture.guard import Guard
 from lightning_init.architecture.opened import OPENED
 from lightning_init.architecture.operations import (
@@ -105,7 +106,10 @@ class Tape(TorchFunctionMode):
             given = (not call.given and not self.inside) or (
                 name in MOVEMENTS | CONVERSIONS and bool(seen) and seen[0].given
             )
-            return [self._source(given) for _ in call.results]
+            sources = [self._source(given) for _ in call.results]
+            if name in COMPARISONS:
+                self.ops[sources[0].op].seen["call"] = call
+            return sources
         if (weights := derived(name, call)) is not None:
             return weights
         if name in TAKES_INPUT:
@@ -127,6 +131,8 @@ class Tape(TorchFunctionMode):
             base=self._rows,
         )
         observe(self.ops, op, call)
+        if name in POINTWISE:
+            op.seen["call"] = call
         rows = rows_of(op, call, self._starts)
         if "rows" in op.seen:
             self._starts.append(self._rows)

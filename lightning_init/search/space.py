@@ -212,6 +212,8 @@ def _searched(entry: Entry) -> Sequence[Parameter]:
 def _varies(parameter: Parameter) -> bool:
     if parameter.converted or (parameter.kind is str and not parameter.choices):
         return False  # a path, a list of steps: nothing to sample
+    if not parameter.searched:
+        return False
     return parameter.range is None or parameter.range.low < parameter.range.high
 
 

@@ -64,6 +64,11 @@ NEEDS: dict[str, Need] = {
     "recurrence": Need(
         "recurrent layers", _has(Role.RECURRENT), "the model has no hidden-to-hidden matrix"
     ),
+    "sine": Need(
+        "layers followed by a sine",
+        lambda seen: any(info.activation == "sin" for info in seen),
+        "the forward pass shows none",
+    ),
     "labels": Need(
         "labels",
         lambda seen: any(info.prior for info in seen),
@@ -96,7 +101,7 @@ def check_needs(
         NotYetError: If only a forward pass could show it, and none was seen.
         UnsuitableError: If the model does not have it.
     """
-    seen_only = {"branches", "attention", "labels"}
+    seen_only = {"branches", "attention", "labels", "sine"}
     for name in needs:
         need = NEEDS[name]
         if name in seen_only and not architecture.traced:

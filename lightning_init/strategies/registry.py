@@ -27,7 +27,17 @@ StrategyFunction = Callable[..., "Strategy"]
 F = TypeVar("F", bound=StrategyFunction)
 
 BUILT_IN = (
-    *("variance", "sparse", "orthogonal", "identity", "residual", "transformer", "attention"),
+    *(
+        "constants",
+        "variance",
+        "defaults",
+        "sparse",
+        "orthogonal",
+        "identity",
+        "residual",
+        "transformer",
+        "attention",
+    ),
     *("deep", "recurrent", "periodic", "heads", "calibrated", "gradient", "transfer"),
     *("auto", "chain"),
 )
