@@ -28,7 +28,7 @@ F = TypeVar("F", bound=StrategyFunction)
 
 BUILT_IN = (
     *("variance", "sparse", "orthogonal", "identity", "residual", "transformer", "attention"),
-    *("deep", "recurrent", "periodic", "heads", "calibrated", "gradient", "transfer"),
+    *("deep", "recurrent", "periodic", "heads", "lsuv", "channels", "gradient", "transfer"),
     *("auto", "chain"),
 )
 

@@ -1,0 +1,1 @@
+"""Schemes that look at each output channel on one batch."""
