@@ -27,19 +27,9 @@ StrategyFunction = Callable[..., "Strategy"]
 F = TypeVar("F", bound=StrategyFunction)
 
 BUILT_IN = (
-    *(
-        "constants",
-        "variance",
-        "defaults",
-        "sparse",
-        "orthogonal",
-        "identity",
-        "residual",
-        "transformer",
-        "attention",
-    ),
-    *("deep", "recurrent", "periodic", "heads", "calibrated", "gradient", "transfer"),
-    *("auto", "chain"),
+    *("constants", "variance", "defaults", "sparse", "orthogonal", "identity", "residual"),
+    *("transformer", "attention", "deep", "recurrent", "periodic", "heads", "lsuv", "channels"),
+    *("gradient", "transfer", "auto", "chain"),
 )
 
 
