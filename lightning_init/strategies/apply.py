@@ -95,7 +95,9 @@ def calibrate_(model: nn.Module, plan: Plan, forward: Forward | None) -> tuple[C
             done = tuple(plan.calibrate_(model, plan, forward) or ())
     for (weight, stand_in), before in zip(computed, versions, strict=True):
         value = stand_in.detach()
-        if stand_in._version != before and not is_close(weight.assign(value), value):
+        if stand_in._version == before or torch.equal(value, weight.value()):
+            continue
+        if not is_close(weight.assign(value), value):
             warnings.warn(
                 f"{weight.kind} changes what the calibration wrote into the {weight.name} of a "
                 f"{type(weight.module).__name__}: that layer is not calibrated",
@@ -158,11 +160,14 @@ def carry_out(model: nn.Module, plan: Plan, seed: int, forward: Forward | None) 
                 on_error.callback(restore)
         _draw(model, plan, seed)
         before = {names: tensor._version for names, tensor in named_tensors(model)}
+        drawn = dict(record_of(unwrap(model)).written)
         done = calibrate_(model, plan, forward)
         on_error.pop_all()
     if plan.calibrate_ is None:
         return plan
-    computed, written = named_weights(model), {e.info.names for e in plan if e.written}
+    computed, now = named_weights(model), record_of(unwrap(model)).written
+    # What was changed and then taken back is as it was drawn.
+    written = {e.info.names for e in plan if e.written and now[e.info.name] != drawn[e.info.name]}
     changed: dict[tuple[str, ...], Distribution] = {}
     for names, tensor in named_tensors(model):
         if tensor._version != before[names] and names in written:
