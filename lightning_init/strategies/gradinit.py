@@ -15,6 +15,7 @@ from lightning_init.architecture.params import ParamInfo
 from lightning_init.strategies.budget import Budget
 from lightning_init.strategies.calibration import Calibration
 from lightning_init.strategies.chain import modifier
+from lightning_init.strategies.gate import Accept, gated
 from lightning_init.strategies.gradient import Loss, Scaling, scaling, twice_differentiable
 from lightning_init.strategies.plan import Forward, Plan
 from lightning_init.strategies.registry import Strategy, strategy
@@ -37,6 +38,7 @@ def gradinit(
     min_scale: Annotated[float, Range(1e-6, 1, log=True, search=(1e-3, 0.1))] = 0.01,
     grad_clip: Annotated[float, Range(1e-6, 1e9, log=True, search=(0.1, 10))] = 1.0,
     seconds: Annotated[float, Range(1e-3, 1e7, log=True)] = 3600.0,
+    accept: Accept = "better",
 ) -> Strategy:
     """A factor a >= min_scale on each tensor that minimizes L(a w - eta A(g)) where |g| <= gamma.
 
@@ -64,6 +66,7 @@ def gradinit(
         min_scale: The smallest factor, 1e-6 to 1; the authors' code lets biases go to 0.
         grad_clip: Derivatives are clipped to +- this, 1e-6 to 1e9.
         seconds: After so many no step is started, 1e-3 to 1e7.
+        accept: `better` takes the result back if the model became worse; `always` keeps it.
 
     References:
         Zhu et al. (2021), algorithm 1, https://arxiv.org/abs/2102.08098
@@ -79,22 +82,22 @@ def gradinit(
     """
 
     def calibrate(model: nn.Module, plan: Plan, forward: Forward) -> list[Calibration]:
-        loss = Loss("gradinit", model, forward)
-        budget = Budget("gradinit", steps, seconds)
-        with (
-            twice_differentiable(model),
-            scaling("gradinit", model, plan, _any, "tensors") as chosen,
-            budget,
-        ):
-            start = FirstStep(loss, chosen, optimizer, eta)
-            search = _Search(start, gamma, lr, min_scale, grad_clip)
-            before, after = search.run(budget)
-        passes = f"{budget}, {search.constrained} of them on the gradient norm; {start.passes}"
-        if after.norm > gamma:
-            wanted = f"gradient norm (at most {gamma:g} is wanted)"
-            return [Calibration("gradinit", wanted, before.norm, after.norm, passes=passes)]
-        objective = f"loss after one step of {optimizer}"
-        return [Calibration("gradinit", objective, before.loss, after.loss, passes=passes)]
+        def work() -> tuple[str, float, float, str]:
+            loss = Loss("gradinit", model, forward)
+            with (
+                twice_differentiable(model),
+                scaling("gradinit", model, plan, _any, "tensors") as chosen,
+                Budget("gradinit", steps, seconds) as budget,
+            ):
+                start = FirstStep(loss, chosen, optimizer, eta)
+                search = _Search(start, gamma, lr, min_scale, grad_clip)
+                before, after = search.run(budget)
+            passes = f"{budget}, {start.passes}, {search.constrained} steps beyond gamma"
+            if after.norm > gamma:
+                return f"gradient norm (wanted: {gamma:g})", before.norm, after.norm, passes
+            return f"loss after one step of {optimizer}", before.loss, after.loss, passes
+
+        return [gated("gradinit", model, plan, forward, work, accept)]
 
     return modifier(lambda below: below, calibrate_=calibrate)
 

@@ -14,6 +14,7 @@ from lightning_init.architecture.params import ParamInfo
 from lightning_init.strategies.budget import Budget
 from lightning_init.strategies.calibration import Calibration
 from lightning_init.strategies.chain import modifier
+from lightning_init.strategies.gate import Accept, gated
 from lightning_init.strategies.gradient import Loss, Scaling, scaling, twice_differentiable
 from lightning_init.strategies.plan import Forward, Plan
 from lightning_init.strategies.registry import Strategy, strategy
@@ -59,6 +60,7 @@ def metainit(
     momentum: Annotated[float, Range(0, 0.999, search=(0.5, 0.95))] = 0.9,
     eps: Annotated[float, Range(1e-12, 1, log=True, search=(1e-6, 1e-4))] = 1e-5,
     seconds: Annotated[float, Range(1e-3, 1e7, log=True)] = 3600.0,
+    accept: Accept = "better",
 ) -> Strategy:
     """The norm of each matrix that minimizes mean |(g - Hg)/(g + eps sign(g)) - 1|: signSGD.
 
@@ -81,6 +83,7 @@ def metainit(
         momentum: Share of the last move that is added, 0 to 0.999.
         eps: In the quotient, 1e-12 to 1.
         seconds: After so many no step is started, 1e-3 to 1e7.
+        accept: `better` takes the result back if the model became worse; `always` keeps it.
 
     References:
         Dauphin & Schoenholz (2019), MetaInit, NeurIPS 32, equation 1 and appendix,
@@ -97,16 +100,18 @@ def metainit(
     """
 
     def calibrate(model: nn.Module, plan: Plan, forward: Forward) -> list[Calibration]:
-        loss = Loss("metainit", model, forward)
-        budget = Budget("metainit", steps, seconds)
-        with (
-            twice_differentiable(model),
-            scaling("metainit", model, plan, _is_matrix, "matrices and kernels") as chosen,
-            budget,
-        ):
-            before, after = _minimize(loss, chosen, budget, lr, momentum, eps)
-        passes = f"{budget}, {budget.done} x (1 forward + 3 backward)"
-        return [Calibration("metainit", "gradient quotient", before, after, passes=passes)]
+        def work() -> tuple[str, float, float, str]:
+            loss = Loss("metainit", model, forward)
+            with (
+                twice_differentiable(model),
+                scaling("metainit", model, plan, _is_matrix, "matrices and kernels") as chosen,
+                Budget("metainit", steps, seconds) as budget,
+            ):
+                before, after = _minimize(loss, chosen, budget, lr, momentum, eps)
+            passes = f"{budget}, each 1 forward + 3 backward"
+            return "gradient quotient", before, after, passes
+
+        return [gated("metainit", model, plan, forward, work, accept)]
 
     return modifier(lambda below: below, calibrate_=calibrate)
 
