@@ -265,8 +265,8 @@ def test_the_border():
     assert worse(FINE, Reading(0.0, 1.2, 49, 1.0, 2.4, True, True))
     assert not worse(FINE, Reading(-1.6, -1.5, 49, 1.0, 2.4 * 2.7, True, True))
     assert worse(FINE, Reading(-1.6, -1.5, 49, 1.0, 2.4 * 3.1, True, True))
-    assert not worse(FINE, Reading(-3.9, -3.9, 49, 1.0, 2.4, True, True))
-    assert worse(FINE, Reading(-4.2, -4.2, 49, 1.0, 2.4, True, True))
+    assert not worse(FINE, Reading(-4.9, -4.9, 49, 1.0, 2.4, True, True))
+    assert worse(FINE, Reading(-5.1, -5.1, 49, 1.0, 2.4, True, True))
     # A loss below zero has no logarithm, and takes no part.
     assert not worse(
         Reading(0.0, 0.0, 9, 1.0, -4.0, True, True), Reading(0.0, 0.0, 9, 1.0, 900.0, True, True)
