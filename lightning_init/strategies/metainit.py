@@ -42,7 +42,7 @@ def gradient_quotient(loss: Loss, value: Tensor, eps: float) -> Tensor:
     products = loss.gradients(half, [p for p, _ in pairs], create_graph=True)
     terms = []
     for (_, g), product in zip(pairs, products, strict=True):
-        sign = torch.where(g < 0, -1.0, 1.0)
+        sign = torch.ones_like(g).masked_fill(g.detach() < 0, -1)
         product = torch.zeros_like(g) if product is None else product
         terms.append(((product + eps * sign).abs() / (sign * g + eps)).sum())
     return _total(terms) / sum(g.numel() for _, g in pairs)
