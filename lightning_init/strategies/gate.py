@@ -9,8 +9,9 @@ How far a model is from trainable is the sum of two numbers:
 
 * The depth: |ln| of the first layer over the last in gradient times output, which is how the
   gradient of the weights changes through the depth. Outputs or gradients alone count by what
-  exceeds 3 e-folds: those that fade slowly do no harm, as in a tanh net of orthogonal matrices,
-  where both go as 1/sqrt(depth); those that vanish do. The larger one counts.
+  exceeds ln(layers): those that fade as a power of the depth do no harm, as in a tanh net of
+  orthogonal matrices, where both go as 1/sqrt(depth); those that vanish exponentially do. The
+  larger one counts.
 * The loss: ln(1 + loss), where `forward` returns one. Losses far below 1 are those of small
   targets, and say nothing of a start.
 
@@ -48,7 +49,6 @@ Accept = Literal["better", "always"]
 Work = Callable[[], tuple[str, float, float, str]]
 
 _WORSE = 1.0  # e-folds by which a model may seem worse: chance, and what ten tanh layers lose
-_FADING = 3.0  # e-folds over the depth by which outputs may grow or shrink and do no harm
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,8 @@ class Reading:
     @property
     def distance(self) -> float:
         """E-folds from signals that cross the depth unchanged."""
-        both = (abs(self.forward) - _FADING, abs(self.backward) - _FADING, abs(self.weights))
+        fading = math.log(1 + self.steps)  # a 1/depth law does no harm
+        both = (abs(self.forward) - fading, abs(self.backward) - fading, abs(self.weights))
         return max(0.0, *(0.0 if math.isnan(folds) else folds for folds in both))
 
     @property

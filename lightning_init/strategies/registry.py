@@ -29,7 +29,7 @@ F = TypeVar("F", bound=StrategyFunction)
 BUILT_IN = (
     *("constants", "variance", "defaults", "sparse", "orthogonal", "identity", "residual"),
     *("transformer", "attention", "deep", "recurrent", "periodic", "heads", "lsuv", "channels"),
-    *("gradient", "transfer", "auto", "chain"),
+    *("metainit", "gradinit", "transfer", "auto", "chain"),
 )
 
 
@@ -102,7 +102,7 @@ class Entry:
     @property
     def needs_batch(self) -> bool:
         """Whether it runs the model on data."""
-        return "batch" in self.needs
+        return not {"batch", "loss"}.isdisjoint(self.needs)
 
     @property
     def summary(self) -> str:

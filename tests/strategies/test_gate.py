@@ -265,8 +265,8 @@ def test_the_border():
     assert worse(FINE, Reading(0.0, 1.2, 49, 1.0, 2.4, True, True))
     assert not worse(FINE, Reading(-1.6, -1.5, 49, 1.0, 8.2, True, True))
     assert worse(FINE, Reading(-1.6, -1.5, 49, 1.0, 8.3, True, True))
-    assert not worse(FINE, Reading(-3.9, -3.9, 49, 1.0, 2.4, True, True))
-    assert worse(FINE, Reading(-4.2, -4.2, 49, 1.0, 2.4, True, True))
+    assert not worse(FINE, Reading(-4.9, -4.9, 49, 1.0, 2.4, True, True))
+    assert worse(FINE, Reading(-5.1, -5.1, 49, 1.0, 2.4, True, True))
     # Losses below zero are no worse than zero; small ones are a matter of units.
     below, small = (replace(FINE, loss=loss) for loss in (-9.0, 0.001))
     assert not worse(below, replace(FINE, loss=1.7))
