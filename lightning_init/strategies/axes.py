@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from lightning_init.architecture.params import ParamInfo, Role
+from lightning_init.architecture.params import ParamInfo, Part, Role
 
 Key = tuple[object, ...]
 Kind = Literal["out", "in", "rows", "follows"]
@@ -40,12 +40,14 @@ class Axis:
         kind: What the tensor does with them: makes them, takes them, lists words, or follows.
         copies: How many times the set lies along the axis: fused parts, gates, places of a map.
         inner: Whether the copies of one neuron lie together, as a flattened map has them.
+        parts: The rows of each copy, where they do not lie one after the other.
     """
 
     key: Key
     kind: Kind
     copies: int = 1
     inner: bool = False
+    parts: tuple[Part, ...] = ()
 
 
 def out_dim(info: ParamInfo) -> int | None:
@@ -115,8 +117,9 @@ def by_use(pairs: Sequence[Pair]) -> dict[tuple[str, int], Axis] | None:
         kind = kind_of(pair.info, dim)
         if not copies:
             return None
-        inner = copies > 1 and kind == "in" and own in convolved
-        found[pair.info.name, dim] = Axis(("channels", own), kind, copies, inner)
+        inner = copies > 1 and kind == "in" and own in convolved and len(pair.info.shape) == 2
+        parts = _parts(pair.info, dim, copies)
+        found[pair.info.name, dim] = Axis(("channels", own), kind, copies, inner, parts)
     return found
 
 
@@ -141,12 +144,13 @@ def by_size(pairs: Sequence[Pair]) -> dict[tuple[str, int], Axis]:
     }
     found = {}
     for pair, dim, kind, base in listed:
-        parts = [one for one in whole if _copies(base, one)]
-        if base not in whole and kind != "rows" and parts:
-            base = max(parts)
+        smaller = [one for one in whole if _copies(base, one)]
+        if base not in whole and kind != "rows" and smaller:
+            base = max(smaller)
         copies = _copies(pair.sizes(dim), base)
-        inner = copies > 1 and kind == "in" and base in convolved
-        found[pair.info.name, dim] = Axis(("size", *base), kind, copies, inner)
+        inner = copies > 1 and kind == "in" and base in convolved and len(pair.info.shape) == 2
+        parts = _parts(pair.info, dim, copies)
+        found[pair.info.name, dim] = Axis(("size", *base), kind, copies, inner, parts)
     return found
 
 
@@ -182,6 +186,13 @@ def _blocks(info: ParamInfo, dim: int) -> int:
     if not stacked or (info.layer.startswith("Conv") and info.layer != "Conv1D"):
         return 1  # the groups of a convolution are no copies
     return info.blocks
+
+
+def _parts(info: ParamInfo, dim: int, copies: int) -> tuple[Part, ...]:
+    """The parts of a fused tensor that do not lie one after the other."""
+    mixed = any(len(part.rows) > 1 for part in info.parts)
+    fits = len(info.parts) == copies and dim == (out_dim(info) or 0)
+    return info.parts if mixed and fits else ()
 
 
 def _copies(sizes: tuple[int, int], base: tuple[int, int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -12,54 +12,19 @@ from torch import Tensor, nn
 from lightning_init.architecture.names import canonical, unwrap
 from lightning_init.architecture.params import Architecture, ParamInfo, Role
 from lightning_init.strategies.axes import Pair, out_dim
-from lightning_init.strategies.distributions import Constant, Distribution, Keep
 from lightning_init.strategies.donor import WHAT, Donor, read_donor
 from lightning_init.strategies.initializers import Initializer
-from lightning_init.strategies.loaded import Grown, Loaded
 from lightning_init.strategies.matching import computed, match
 from lightning_init.strategies.needs import unsuitable
-from lightning_init.strategies.parts import decide
-from lightning_init.strategies.slicing import Cut, Rescale, Select, Slicer
+from lightning_init.strategies.neurons import Select
+from lightning_init.strategies.slicing import Cut, Rescale, Slicer
+from lightning_init.strategies.transferred import Transferred
 
 Mismatch = Literal["slice", "skip", "error"]
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _WIDTHS = (32, 64, 80, 96, 128)  # of a head; families of models keep one and vary the number
 _HEADS = ("num_heads", "num_attention_heads", "n_head", "n_heads", "nhead", "heads")
 _ENDS = frozenset({"head", "heads", "classifier", "fc", "lm_head", "score", "logits", "qa_outputs"})
-
-
-@dataclass(frozen=True)
-class Transferred:
-    """Another initializer for all that has no donor.
-
-    Args:
-        below: The other initializer.
-        cuts: What goes into a tensor, by its first name.
-        source: Where each comes from, in words.
-        silent: New residual branches: the tensors that end them start at 0.
-    """
-
-    below: Initializer
-    cuts: Mapping[str, Cut]
-    source: Mapping[str, str]
-    silent: frozenset[str] = frozenset()
-
-    def __call__(self, info: ParamInfo) -> Distribution:
-        """The distribution of one tensor."""
-        cut = self.cuts.get(info.name)
-        if info.name in self.silent:
-            return Constant(0.0, reason="new residual branch: starts as nothing")
-        if cut is None:
-            return self.below(info)
-        if info.part:
-            return Keep("loaded whole")
-        why = self.source[info.name]
-        if not cut.places:
-            return Loaded(cut.values, cut.how, reason=why)
-        below = decide(self.below, info)
-        if isinstance(below, Keep):
-            return replace(below, reason=f"{below.reason}; the donor is smaller")
-        return Grown(cut.values, cut.places, below, cut.silent, info.shape, reason=why)
 
 
 def read(scheme: str, path: str, entry: str) -> Donor:
@@ -294,7 +259,9 @@ class Fitting:
                 )
                 width = new // heads
                 usual = old // width if width in _WIDTHS and old % width == 0 else heads
-                found[name] = (donor or usual, heads)
+                # Keys and values may have fewer heads than queries.
+                named = donor * heads // max(own.values())
+                found[name] = (named or usual, heads)
         return found
 
 

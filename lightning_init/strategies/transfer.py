@@ -15,8 +15,9 @@ from lightning_init.architecture.params import Architecture
 from lightning_init.strategies.chain import modifier
 from lightning_init.strategies.fitting import Fitting, Mismatch, read
 from lightning_init.strategies.initializers import Initializer
+from lightning_init.strategies.neurons import Select
 from lightning_init.strategies.registry import Strategy, strategy
-from lightning_init.strategies.slicing import Rescale, Select
+from lightning_init.strategies.slicing import Rescale
 
 
 @strategy(search=False, needs=("donor",))
