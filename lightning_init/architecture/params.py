@@ -134,6 +134,8 @@ class ParamInfo:
         part: The name of the part that this describes, `""` for a whole tensor.
         prior: For the bias of an output layer, the values that the labels of the batch suggest.
         evidence: What was seen, in words.
+        channels: For each dimension the number of the set of neurons along it: tensors that share
+            one connect; -1 where none was seen, `()` if connections are not known.
         traits: Facts of the whole model: `attention`, `convolution`, `recurrence`, `norm`,
             `tied table`, and the activations it uses.
 
@@ -162,6 +164,7 @@ class ParamInfo:
     part: str = ""
     prior: tuple[float, ...] = ()
     evidence: str = ""
+    channels: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:

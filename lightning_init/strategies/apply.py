@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.lazy import has_lazy, keep_lazy, materialize_
-from lightning_init.architecture.names import named_states, named_tensors, named_weights, unwrap
+from lightning_init.architecture.names import (
+    canonical,
+    named_states,
+    named_tensors,
+    named_weights,
+    unwrap,
+)
 from lightning_init.architecture.plain import plain
 from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.provenance import checksum, record_of
@@ -24,6 +30,7 @@ from lightning_init.strategies.assigned import assign, is_close
 from lightning_init.strategies.calibration import Calibration
 from lightning_init.strategies.distributions import Calibrated, Distribution
 from lightning_init.strategies.left_alone import warn_of_copies, warn_of_garbage
+from lightning_init.strategies.loaded import Loaded
 from lightning_init.strategies.matrices import Orthogonal
 from lightning_init.strategies.plan import Forward, Plan, PlanEntry, settled
 from lightning_init.strategies.planning import Scope, StrategyLike, make_plan
@@ -248,6 +255,8 @@ def _draw(model: nn.Module, plan: Plan, seed: int) -> None:
                 assign(entry, weights, generator_for(seed, entry.key))
         on_error.pop_all()
         write_([item for item in work if item[0].info.names not in computed], seed)
+        for name, buffer in _planned_buffers(model, plan):
+            buffer.copy_(plan.buffers[name].values)
     warn_of_garbage(model, plan)
     _remember(model, plan)
 
@@ -261,12 +270,21 @@ def _keep_written(model: nn.Module, plan: Plan) -> list[Undo]:
             undo += [restore for weight in computed[names] for restore in weight.keep()]
         else:
             undo.append(keep_tensor(tensors[names]))
+    undo += [keep_tensor(buffer) for _, buffer in _planned_buffers(model, plan)]
     return [torch.no_grad()(restore) for restore in undo if restore is not None]
+
+
+def _planned_buffers(model: nn.Module, plan: Plan) -> list[tuple[str, Tensor]]:
+    """The buffers that a plan writes, by their canonical names."""
+    named = ((canonical(name), buffer) for name, buffer in unwrap(model).named_buffers())
+    return [(name, buffer) for name, buffer in named if name in plan.buffers]
 
 
 def _remember(model: nn.Module, plan: Plan) -> None:
     record = record_of(unwrap(model))
-    written = {entry.info.names for entry in plan if entry.written}
+    # What is loaded counts as trained from now on.
+    drawn = [e for e in plan if e.written and not isinstance(e.distribution, Loaded)]
+    written = {entry.info.names for entry in drawn}
     record.written.update(
         {names[0]: checksum(tensor) for names, tensor in named_states(model) if names in written}
     )

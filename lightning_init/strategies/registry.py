@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple, TypeVar, overload
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_init.architecture.arguments import Parameter, Range, parameters_of, unknown
 from lightning_init.architecture.params import Architecture
@@ -44,6 +44,8 @@ class Strategy(NamedTuple):
         prepare: For a scheme that needs to see the whole model first: from the model and its
             description to the strategy. It may raise an `UnsuitableError`, and changes nothing.
         notes: What a plan should say besides, a sentence each.
+        buffers: Values of buffers that belong to the values of parameters, by name: the running
+            statistics of loaded norm layers.
     """
 
     initializer: Initializer
@@ -51,6 +53,7 @@ class Strategy(NamedTuple):
     on_top: Callable[[Initializer], Initializer] | None = None
     prepare: Callable[[nn.Module, Architecture], Strategy] | None = None
     notes: tuple[str, ...] = ()
+    buffers: Mapping[str, Tensor] = {}
 
     def prepared(self, model: nn.Module, architecture: Architecture) -> Strategy:
         """The strategy for one model.

@@ -196,6 +196,7 @@ def _combined(base: Strategy, made: Mapping[str, Strategy]) -> Strategy:
         _calibrate_parts(rules, calibrations) if any(calibrations.values()) else None,
         on_top and (lambda below: Overridden(on_top(below), rules)),
         notes=tuple(note for part in (base, *made.values()) for note in part.notes),
+        buffers={k: v for part in (base, *made.values()) for k, v in part.buffers.items()},
     )
 
 
