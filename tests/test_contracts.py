@@ -5,8 +5,9 @@ import functools
 import pytest
 import torch
 
-from lightning_init import make_plan
+from lightning_init import InitSpec, make_plan
 from lightning_init.architecture.analyze import analyze
+from lightning_init.architecture.calls import tensors
 from lightning_init.strategies import planning
 from lightning_init.strategies.apply import carry_out, initialize_
 from lightning_init.strategies.distributions import Calibrated
@@ -20,6 +21,8 @@ WITH_FILES = {"warm_start", "weight_selection"}
 NAMES = [entry.name for entry in STRATEGIES]
 by_name = pytest.mark.parametrize("name", NAMES)
 # A spectral norm cannot be 0, and undoes a calibration: said in tests of their own.
+# Those that learn need a loss, and a few steps show what they owe.
+LEARNING = {"metainit": {"steps": 2}, "gradinit": {"steps": 2}}
 ODD = {("constant", "spectral_normed"), ("zeros", "spectral_normed"), ("lsuv", "spectral_normed")}
 PAIRS = [(n, m) for m in ZOO for n in NAMES if (n, m) not in ODD and n not in WITH_FILES]
 # Of the applied weights each scheme meets every seventh model, and each model every seventh scheme.
@@ -31,13 +34,26 @@ SAMPLE = [
 ]
 
 
+def with_loss(model, name):
+    """A model of the zoo; for a scheme that needs one, with a loss."""
+    module, forward = ZOO[model]()
+    if name not in LEARNING:
+        return module, forward
+
+    def loss():
+        first = next(tensors(forward()))
+        return first.float().square().mean()
+
+    return module, loss
+
+
 SEEN = {}  # what one look at a model showed: planning leaves both as they are
 
 
 @functools.lru_cache(maxsize=1)
-def built(model):
+def built(model, name):
     SEEN.clear()
-    module, forward = ZOO[model]()
+    module, forward = with_loss(model, name)
     SEEN[id(module)] = analyze(module, forward)
     return module, forward
 
@@ -55,21 +71,24 @@ def seen_once(monkeypatch):
 def test_plans(name, model):
     if (name, model) not in PAIRS:
         pytest.skip("in tests of its own")
-    check_plan(name, lambda: built(model))
+    kind = name if name in LEARNING else ""
+    check_plan(name, lambda: built(model, kind), LEARNING.get(name))
 
 
 @pytest.mark.parametrize(("name", "model"), SAMPLE)
 def test_weights_are_those_of_the_plan(name, model):
-    if check_plan(name, ZOO[model]) is not None:
-        check_weights(name, ZOO[model])
+    params, build = LEARNING.get(name), lambda: with_loss(model, name)
+    if check_plan(name, build, params) is not None:
+        check_weights(name, build, params)
 
 
 @by_name
 def test_the_model_still_runs_and_learns(name):
-    module, forward = ZOO["relu_mlp"]()
+    module, forward = with_loss("relu_mlp", name)
     if name in WITH_FILES or check_plan(name, ZOO["relu_mlp"]) is None:
         pytest.skip("cannot serve an MLP")
-    initialize_(module, name, seed=0, forward=forward)
+    spec = InitSpec(name, LEARNING.get(name, {}))
+    initialize_(module, spec, seed=0, forward=forward)
     out = forward()
     assert bool(out.isfinite().all())
     out.square().mean().backward()
@@ -94,10 +113,11 @@ def test_scale_multiplies_every_std(name):
 def test_a_plan_carried_out_equals_initialize(name):
     if name in WITH_FILES or check_plan(name, ZOO["selu_mlp"]) is None:
         pytest.skip("cannot serve an MLP")
-    one, forward_one = ZOO["selu_mlp"]()
-    two, forward_two = ZOO["selu_mlp"]()
-    initialize_(one, name, seed=2, forward=forward_one)
-    plan = make_plan(two, name, forward=forward_two)
+    one, forward_one = with_loss("selu_mlp", name)
+    two, forward_two = with_loss("selu_mlp", name)
+    spec = InitSpec(name, LEARNING.get(name, {}))
+    initialize_(one, spec, seed=2, forward=forward_one)
+    plan = make_plan(two, spec, forward=forward_two)
     done = carry_out(two, plan, 2, forward_two)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     drawn_anew = any(isinstance(e.distribution, Calibrated) for e in done)

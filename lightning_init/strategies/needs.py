@@ -114,6 +114,11 @@ def check_needs(
         raise unsuitable(text + (f"{need.do}, or " if need.do else ""), nearest)
 
 
+def holds(needs: tuple[str, ...], architecture: Architecture) -> bool:
+    """Whether a model has all of the facts."""
+    return all(NEEDS[name].holds(architecture) for name in needs)
+
+
 def unsuitable(text: str, nearest: str) -> UnsuitableError:
     """The error for a scheme that cannot serve a model.
 

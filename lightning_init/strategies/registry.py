@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from lightning_init.architecture.arguments import Parameter, Range, parameters_of, unknown
 from lightning_init.architecture.params import Architecture
 from lightning_init.strategies.initializers import Initializer, Scaled
-from lightning_init.strategies.needs import NEEDS, check_needs, check_wants
+from lightning_init.strategies.needs import NEEDS, check_needs, check_wants, holds
 
 Calibrator = Callable[[nn.Module, Any, Callable[[], object]], Any]
 StrategyFunction = Callable[..., "Strategy"]
 F = TypeVar("F", bound=StrategyFunction)
 
 BUILT_IN = (
-    *("constants", "variance", "defaults", "sparse", "orthogonal", "identity", "residual"),
-    *("transformer", "attention", "deep", "recurrent", "periodic", "heads", "lsuv", "channels"),
-    *("metainit", "gradinit", "transfer", "auto", "chain"),
+    *("auto", "chain", "constants", "variance", "sparse", "defaults", "orthogonal", "identity"),
+    *("residual", "transformer", "attention", "deep", "recurrent", "periodic", "heads", "lsuv"),
+    *("channels", "metainit", "gradinit", "transfer"),
 )
 
 
@@ -143,7 +143,10 @@ class Entry:
         """The strategy, which first looks whether it can serve a model."""
 
         def prepare(model: nn.Module, architecture: Architecture) -> Strategy:
-            check_needs(self.name, self.needs, architecture, self.nearest)
+            nearest = get(self.nearest)
+            while not holds(nearest.needs, architecture):
+                nearest = get(nearest.nearest)
+            check_needs(self.name, self.needs, architecture, nearest.name)
             notes = check_wants(self.name, self.wants, architecture)
             ready = made.prepared(model, architecture)
             return ready._replace(notes=(*notes, *ready.notes), prepare=None)
@@ -243,9 +246,16 @@ def strategy(
 
 
 def entries() -> tuple[Entry, ...]:
-    """All registered strategies, in the order of the catalogue."""
+    """All registered strategies: ours by family, as in `BUILT_IN`, then those of plugins."""
     load_plugins()
-    return tuple(_REGISTRY.values())
+
+    def place(entry: Entry) -> tuple[int, int]:
+        package, _, family = entry.function.__module__.rpartition(".")
+        if package != __package__ or family not in BUILT_IN:
+            return len(BUILT_IN), 0
+        return BUILT_IN.index(family), entry.function.__code__.co_firstlineno
+
+    return tuple(sorted(_REGISTRY.values(), key=place))
 
 
 def get(name: str) -> Entry:
