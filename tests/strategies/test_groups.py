@@ -24,7 +24,7 @@ def by_name(groups):
 @pytest.mark.parametrize("known", [False, True])
 def test_every_trainable_parameter_is_in_one_group(model, known):
     module, forward = ZOO[model]()
-    list(module.parameters())[0].requires_grad_(False)
+    next(module.parameters()).requires_grad_(False)
     plan = make_plan(module, "keep", forward=forward) if known else None
     groups = param_groups(module, plan, 0.1, heads=2.0, decay_vectors=False)
     listed = [id(p) for group in groups for p in group["params"]]
