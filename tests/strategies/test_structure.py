@@ -140,6 +140,13 @@ def test_the_fused_encoder_sees_the_change_in_evaluation(norm_first, mask, chang
         assert torch.allclose(model(x, src_key_padding_mask=mask)[valid], trained[valid], atol=1e-5)
 
 
+def test_other_encoders_stay_fused():
+    model = nn.ModuleDict({"one": encoder(False), "two": encoder(False)})
+    assert len(remove_norms_(model, "one.*")) == 4
+    found = [(e.use_nested_tensor, e.layers[0].activation_relu_or_gelu) for e in model.values()]
+    assert found == [(False, 0), (True, 1)]
+
+
 def test_an_encoder_of_layers_without_norms():
     layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
     remove_norms_(layer)
