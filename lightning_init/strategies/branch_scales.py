@@ -38,12 +38,12 @@ def scale_branches_(
         value: Another start than the scheme's.
         per_layer: One parameter for all branches of a layer.
     """
-    starts = _starts(scheme, architecture)
+    starts = _starts(scheme, architecture) if value is None else {-1: value}
     shared: dict[int, nn.Parameter] = {}
-    layer_of = _layers(architecture) if per_layer and architecture else {}
+    layer_of = _layers(architecture) if per_layer and architecture is not None else {}
     for host in hosts:
         key = layer_of.get(host.branch, -1 - len(shared))
-        start = starts.get(host.branch, starts.get(-1, 1.0)) if value is None else value
+        start = starts[host.branch if host.branch in starts else -1]
         if key not in shared:
             shape = host.channels if scheme in VECTORS else (1,)  # FSDP takes no tensors without
             shared[key] = nn.Parameter(

@@ -253,14 +253,16 @@ def _more(names: list[str]) -> str:
 def _leave_fast_path(model: nn.Module, changed: dict[str, nn.Module]) -> None:
     """Fused encoder layers compute their parts themselves: norms and branches as they were."""
     ids = set(map(id, changed.values()))
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            if any(id(child) in ids for child in module.modules()) or not hasattr(
-                module.norm1, "eps"
-            ):
-                module.activation_relu_or_gelu = 0
-        elif isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
+    layers = set()
+    for layer in model.modules():
+        if isinstance(layer, nn.TransformerEncoderLayer):
+            touched = any(id(part) in ids for part in layer.modules())
+            if touched or not hasattr(layer.norm1, "eps"):
+                layer.activation_relu_or_gelu = 0
+                layers.add(id(layer))
+    for stack in model.modules():
+        if isinstance(stack, nn.TransformerEncoder) and layers & set(map(id, stack.layers)):
+            stack.use_nested_tensor = False
 
 
 def _named_hosts(
