@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         initialize_ as initialize_,
     )
     from lightning_init.strategies.auto import recommend as recommend
+    from lightning_init.strategies.groups import param_groups as param_groups
     from lightning_init.strategies.plan import Plan as Plan
     from lightning_init.strategies.planning import make_plan as make_plan
     from lightning_init.strategies.registry import (
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
         strategy as strategy,
     )
     from lightning_init.strategies.spec import InitSpec as InitSpec
+    from lightning_init.strategies.structure import (
+        add_branch_scales_ as add_branch_scales_,
+        remove_norms_ as remove_norms_,
+    )
 
 _HOMES = {
     "analyze": "architecture.analyze",
@@ -61,12 +66,15 @@ _HOMES = {
     "calibrate_": "strategies.apply",
     "initialize_": "strategies.apply",
     "recommend": "strategies.auto",
+    "param_groups": "strategies.groups",
     "Plan": "strategies.plan",
     "make_plan": "strategies.planning",
     "Range": "architecture.arguments",
     "Strategy": "strategies.registry",
     "strategy": "strategies.registry",
     "InitSpec": "strategies.spec",
+    "add_branch_scales_": "strategies.structure",
+    "remove_norms_": "strategies.structure",
 }
 
 __all__ = sorted(_HOMES)

@@ -16,6 +16,9 @@ from torch import nn
 
 from lightning_init.architecture.params import Role
 
+# What `strategies.structure.add_branch_scales_` adds to modules, by name.
+BRANCH_SCALE, BRANCH_BIAS_IN, BRANCH_BIAS_OUT = "branch_scale", "branch_bias_in", "branch_bias_out"
+
 _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
     nn.ReLU6: "relu",
@@ -171,6 +174,11 @@ def describe_model(model: nn.Module) -> dict[int, tuple[Described, str]]:
             if fact is not known:
                 known = replace(known, tied_default=fact.default)
             found[id(parameter)] = (known, kind)
+        for name in (BRANCH_SCALE, BRANCH_BIAS_IN, BRANCH_BIAS_OUT):
+            parameter = module._parameters.get(name)
+            if parameter is not None:
+                role = Role.BRANCH_SCALE if name == BRANCH_SCALE else Role.BIAS
+                found[id(parameter)] = (Described(role), type(module).__name__)
     return found
 
 
@@ -188,15 +196,22 @@ def module_traits(model: nn.Module) -> frozenset[str]:
         found |= {"attention"} if "Attention" in kind or "Transformer" in kind else set()
         found |= {"convolution"} if isinstance(module, nn.modules.conv._ConvNd) else set()
         found |= {"recurrence"} if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) else set()
-        # Norms that libraries write themselves (LlamaRMSNorm, ...) share the ending.
-        named = kind.endswith("Norm") and not kind.startswith("_")  # torch's own _WeightNorm
-        found |= {"norm"} if named or "BatchNorm" in kind else set()
-    found |= (
-        {"norm"}
-        if any(fact.role is Role.NORM_SCALE for fact, _ in describe_model(model).values())
-        else set()
-    )
+        found |= {"norm"} if is_norm(module) else set()
     return frozenset(found)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalizes; those that libraries write themselves go by their names.
+
+    Example:
+        >>> is_norm(nn.GroupNorm(2, 4)), is_norm(nn.Linear(4, 4))
+        (True, False)
+    """
+    kind = type(module).__name__
+    # Norms that libraries write themselves (LlamaRMSNorm, ...) share the ending.
+    named = kind.endswith("Norm") and not kind.startswith("_")  # torch's own _WeightNorm
+    known = any(fact.role is Role.NORM_SCALE for fact in describe(module).values())
+    return named or known or "BatchNorm" in kind
 
 
 def _matrix(fan_in: int, fan_out: int) -> dict[str, Described]:

@@ -178,6 +178,13 @@ class Tape(TorchFunctionMode):
             self._remember(tensor, known)
         return known
 
+    def made_by(self, tensor: Tensor) -> int:
+        """The call whose result a tensor is, -1 if none is known."""
+        known = self._known.get(id(tensor))
+        if known is None and (place := _place(tensor)):
+            known = self._places.get((place, tensor.shape))
+        return known.op if isinstance(known, Signal) else -1
+
     def _source(self, given: bool) -> Signal:
         self.ops.append(Op("input"))
         return Signal(len(self.ops) - 1, given=given, source=True)

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +24,33 @@ class ForwardError(RuntimeError):
     """The forward pass that should show a model's structure failed."""
 
 
-def trace(model: nn.Module, forward: Callable[[], object]) -> list[Op]:
+class ModuleCall(NamedTuple):
+    """One call of a module.
+
+    Attributes:
+        module: The module.
+        start: Number of calls on the tape when it began.
+        stop: Number of calls on the tape when it ended.
+        out: The call that made its result, or the first tensor of it; -1 if it is neither.
+    """
+
+    module: nn.Module
+    start: int
+    stop: int
+    out: int
+
+
+def trace(
+    model: nn.Module,
+    forward: Callable[[], object],
+    modules: list[ModuleCall] | None = None,
+) -> list[Op]:
     """Run `forward` once and return its calls; the model is afterwards as before.
 
     Args:
         model: The model whose parameters are of interest.
         forward: A call without arguments that runs the model once.
+        modules: Takes the calls of the model's modules, in the order in which they end.
 
     Returns:
         The calls in execution order. Tensors that come from outside appear as calls `input`.
@@ -51,15 +73,22 @@ def trace(model: nn.Module, forward: Callable[[], object]) -> list[Op]:
     tape = Tape(model.parameters(), _constants(model))
     names = {id(module): name for name, module in model.named_modules()}
     within: list[nn.Module] = []
+    starts: list[int] = []
 
     def enter(module: nn.Module, args: object) -> None:  # noqa: ARG001
         if id(module) in names:
             tape.inside = True
             within.append(module)
+            starts.append(len(tape.ops))
 
     def leave(module: nn.Module, args: object, out: object) -> None:  # noqa: ARG001
         if within and within[-1] is module:
             within.pop()
+            start = starts.pop()
+            if modules is not None:
+                first = out[0] if isinstance(out, (tuple, list)) and out else out
+                made = tape.made_by(first) if isinstance(first, Tensor) else -1
+                modules.append(ModuleCall(module, start, len(tape.ops), made))
 
     hooks = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave))
     fastpath = torch.backends.mha.get_fastpath_enabled()

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lightning_init.architecture.layers import describe, module_traits
+from lightning_init.architecture.layers import describe, is_norm, module_traits
 from lightning_init.architecture.names import canonical
 from lightning_init.architecture.params import Role
 
@@ -68,6 +68,21 @@ def owns_weights(module: nn.Module) -> bool:
     return any(
         not is_lazy(p) and p.ndim >= 2 and not p.is_meta for p in module.parameters(recurse=False)
     )
+
+
+def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The outermost norms by name: a block that holds matrices is none, whatever it is called.
+
+    Example:
+        >>> list(norm_layers(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))))
+        ['1']
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if is_norm(module) and not inside and not any(map(owns_weights, module.modules())):
+            found[name] = module
+    return found
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
