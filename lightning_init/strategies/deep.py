@@ -15,6 +15,7 @@ from torch import nn
 
 from lightning_init.architecture.names import named_tensors
 from lightning_init.architecture.params import Architecture, ParamInfo, Role
+from lightning_init.strategies.branch_scales import deepnorm_alphas
 from lightning_init.strategies.distributions import Constant, Distribution, Normal
 from lightning_init.strategies.initializers import ByRole, Initializer, keep, with_reason
 from lightning_init.strategies.omegas import profile
@@ -94,12 +95,11 @@ def deepnorm(kind: Kind = "auto") -> Strategy:
     law = VarianceScaling(1, "fan_avg", 1.0, "normal", "Xavier")
 
     def prepare(model: nn.Module, architecture: Architecture) -> Strategy:
-        constants = {
-            stack.stream: _deepnorm(stack, partner)
-            for stack, partner in _attending(architecture, kind)
-        }
-        alphas = {stream: alpha for stream, (alpha, _) in constants.items()}
-        betas = {stream: beta for stream, (_, beta) in constants.items()}
+        found = _attending(architecture, kind)
+        betas = {stack.stream: _beta(stack, partner) for stack, partner in found}
+        alphas = {stack.stream: (2 * stack.layers) ** 0.25 for stack, _ in found}
+        if kind == "auto":
+            alphas = deepnorm_alphas(architecture)
         rule = _gained(law, "DeepNorm", betas, architecture)
         made = Strategy(ByRole(weight=rule, embedding=tied_table))
         return made._replace(notes=_alpha_notes(model, architecture, alphas))
@@ -218,15 +218,13 @@ def _attending(architecture: Architecture, kind: Kind) -> list[tuple[Stack, Stac
     return [(stack, of_decoder if stack.crosses else decoders[0]) for stack in found]
 
 
-def _deepnorm(stack: Stack, partner: Stack | None) -> tuple[float, float]:
-    """Alpha and beta of a stack."""
+def _beta(stack: Stack, partner: Stack | None) -> float:
     layers = stack.layers
     if partner is None:
-        return (2 * layers) ** 0.25, (8 * layers) ** -0.25
+        return math.pow(8 * layers, -0.25)
     if stack.crosses:
-        return (3 * layers) ** 0.25, (12 * layers) ** -0.25
-    both = math.pow(layers**4 * partner.layers, 1 / 16)
-    return 0.81 * both, 0.87 / both
+        return math.pow(12 * layers, -0.25)
+    return 0.87 * math.pow(layers**4 * partner.layers, -1 / 16)
 
 
 def _tfixup(stack: Stack, is_decoder: bool) -> float:

@@ -119,7 +119,7 @@ def test_small_without_a_stream_goes_by_the_layer():
 
 
 def test_wang_needs_branches():
-    with pytest.raises(UnsuitableError, match="wang needs residual branches.*'small'"):
+    with pytest.raises(UnsuitableError, match=r"wang needs residual branches.*'small'"):
         planned("relu_mlp", "wang")
     with pytest.raises(NotYetError, match="wang needs a forward pass"):
         make_plan(nn.Linear(2, 2), "wang")
