@@ -16,6 +16,10 @@ if TYPE_CHECKING:
         Role as Role,
         Usage as Usage,
     )
+    from lightning_init.architecture.quadrature import (
+        activation_chi as activation_chi,
+        activation_gain as activation_gain,
+    )
     from lightning_init.callbacks.init import InitCallback as InitCallback
     from lightning_init.callbacks.monitor import HealthMonitor as HealthMonitor
     from lightning_init.health.audit import audit as audit
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "activation_chi": "architecture.quadrature",
+    "activation_gain": "architecture.quadrature",
     "analyze": "architecture.analyze",
     "Architecture": "architecture.params",
     "ParamInfo": "architecture.params",

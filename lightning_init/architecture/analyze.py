@@ -124,7 +124,12 @@ def _of_plain(model: nn.Module, forward: Callable[[], object] | None) -> Archite
     reading = read(trace(model, forward))
     traits = (traits - {"attention"}) | reading.traits  # seen, not guessed from names of classes
     params = tuple(
-        replace(_merged(info, reading.facts.get(key)), traits=traits) for key, info in infos.items()
+        replace(
+            _merged(info, reading.facts.get(key)),
+            traits=traits,
+            channels=reading.channels.get(key, ()),
+        )
+        for key, info in infos.items()
     )
     return Architecture(params, len(reading.branches), traced=True, branches=reading.branches)
 

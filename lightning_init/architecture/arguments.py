@@ -48,6 +48,9 @@ class Converted:
     says: str
 
 
+UNSEARCHED = "unsearched"  # in an annotation: the search leaves the argument at its default
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One argument of a strategy: its type, default and legal values."""
@@ -58,6 +61,7 @@ class Parameter:
     range: Range | None = None
     choices: tuple[str, ...] = ()
     converted: Converted | None = None
+    searched: bool = True
 
     @property
     def legal(self) -> str:
@@ -139,11 +143,12 @@ def parameters_of(function: Callable[..., object], skip: int = 0) -> dict[str, P
     for name, argument in list(inspect.signature(function).parameters.items())[skip:]:
         if argument.default is inspect.Parameter.empty:
             raise TypeError(f"{function.__name__}: argument {name!r} needs a default")
-        hint, limits, converted = hints[name], None, None
+        hint, limits, converted, searched = hints[name], None, None, True
         if get_origin(hint) is Annotated:
             hint, *extras = get_args(hint)
             limits = next((extra for extra in extras if isinstance(extra, Range)), None)
             converted = next((extra for extra in extras if isinstance(extra, Converted)), None)
+            searched = UNSEARCHED not in extras
         choices = cast("tuple[str, ...]", get_args(hint)) if get_origin(hint) is Literal else ()
         kind = str if choices else hint
         if kind not in (float, int, bool, str) and not converted:
@@ -151,7 +156,7 @@ def parameters_of(function: Callable[..., object], skip: int = 0) -> dict[str, P
                 f"{function.__name__}: argument {name!r} must be float, int, bool, str or a "
                 f"Literal of strings, but is {hint}"
             )
-        found[name] = Parameter(name, kind, argument.default, limits, choices, converted)
+        found[name] = Parameter(name, kind, argument.default, limits, choices, converted, searched)
     return found
 
 

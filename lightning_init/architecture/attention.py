@@ -46,28 +46,28 @@ class Attention:
 
 def attention(graph: Graph) -> dict[int, Attention]:
     """The part in attention of each matrix that has one, by the id of its parameter."""
-    rows: dict[int, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    rows: dict[int, list[int]] = {}  # by row of a matrix: the parts that it makes, as bits
     heads_of: dict[tuple[int, str], int] = {}
-    totals: dict[int, int] = {}
     outs: dict[int, int] = {}
     for context, parts in _contexts(graph):
         most = 0
         for name, (signal, side) in zip(_ORDER, parts, strict=True):
             for op, numbers in _rows(graph, signal):
-                matrix = _matrix(op)
+                matrix, bit = _matrix(op), 1 << _ORDER_OF[name]
+                line = rows.setdefault(matrix, [0] * op.seen["rows"])
                 for row in numbers:
-                    rows[matrix][row].add(name)
+                    line[row] |= bit
                 heads = max(1, len(numbers) // _features_of_a_head(graph, signal, side, op))
-                heads_of[matrix, name], totals[matrix] = heads, op.seen["rows"]
+                heads_of[matrix, name] = heads
                 most = max(most, heads)
         for layer in graph.onward(context, _BEFORE_OUT):
             if most and graph.ops[layer].product is not None:
                 outs.setdefault(_matrix(graph.ops[layer]), most)
     found = {
-        matrix: _describe(by_row, totals[matrix], heads_of, matrix)
-        for matrix, by_row in rows.items()
+        matrix: _describe(line, heads_of, matrix)
+        for matrix, line in rows.items()
         # Signals may attend to themselves without projections.
-        if not any("query" in parts and len(parts) > 1 for parts in by_row.values())
+        if not any(bits & 1 and bits > 1 for bits in set(line))
     }
     return {matrix: Attention("out", heads) for matrix, heads in outs.items()} | found
 
@@ -145,14 +145,17 @@ def origins(graph: Graph, numbers: Tensor) -> list[tuple[Op, list[int]]]:
 def _distinct(graph: Graph, rows: Tensor) -> list[int]:
     """The different numbers, and those that were mixed with them."""
     numbers: list[int] = torch.unique(once(rows)[0]).tolist()
+    if not graph.twins:
+        return numbers
     return sorted({*numbers, *(twin for n in numbers for twin in graph.twins.get(n, ()))})
 
 
-def _describe(
-    by_row: dict[int, set[str]], total: int, heads_of: dict[tuple[int, str], int], matrix: int
-) -> Attention:
-    names = {row: "|".join(n for n in _ORDER if n in parts) for row, parts in by_row.items()}
-    line = [names.get(row, "rest") for row in range(total)]
+def _describe(bits: list[int], heads_of: dict[tuple[int, str], int], matrix: int) -> Attention:
+    names = {
+        found: "|".join(n for at, n in enumerate(_ORDER) if found >> at & 1) or "rest"
+        for found in set(bits)
+    }
+    line = [names[found] for found in bits]
     parts = tuple(
         Part(name, ranges([row for row, other in enumerate(line) if other == name]))
         for name in dict.fromkeys(line)

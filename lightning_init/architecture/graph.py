@@ -130,8 +130,11 @@ class Graph:
         """Rows of one layer that were mixed two by two, as rotary embedding does."""
         found: dict[int, set[int]] = {}
         for op in self.ops:
-            mixed = [rows.flatten().tolist() for rows in op.seen.get("twins", ())]
-            for one, two in zip(*mixed, strict=True):
+            if "twins" not in op.seen:
+                continue
+            first, second = (rows.flatten() for rows in op.seen["twins"])
+            mixed = first != second
+            for one, two in zip(first[mixed].tolist(), second[mixed].tolist(), strict=True):
                 found.setdefault(one, set()).add(two)
         return found
 

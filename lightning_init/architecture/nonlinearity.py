@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_init.architecture.follows import gain_after
 from lightning_init.architecture.graph import Graph
 from lightning_init.architecture.operations import (
     ACTIVATIONS,
@@ -53,6 +54,7 @@ class Nonlinearities:
     def __init__(self, graph: Graph, sums: frozenset[int]) -> None:
         self._graph, self._sums = graph, sums
         self._found: dict[int, str] = {}
+        self._gains: dict[int, float | None] = {}
         self.written: set[str] = set()  # functions that are written out,
         self.inside: set[int] = set()  # and the calls that they consist of
 
@@ -62,6 +64,15 @@ class Nonlinearities:
             self._found[index] = "linear"  # should a signal ever come back to itself
             self._found[index] = self._look(index)
         return self._found[index]
+
+    def gain(self, index: int) -> float | None:
+        """The gain of the function that follows a weight layer, None if it is unknown."""
+        if index not in self._gains:
+            norm = self._own_norm(index)
+            start = index if norm is None else norm
+            recurrent = self._graph.ops[index].is_recurrent
+            self._gains[index] = None if recurrent else gain_after(self._graph, start, self._sums)
+        return self._gains[index]
 
     def feeds_norm(self, index: int) -> bool:
         """Whether norm layers alone take a result."""

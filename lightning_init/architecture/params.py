@@ -73,6 +73,8 @@ class Usage:
         normalized: Whether norm layers alone take the result: its scale does not matter then.
         calls: Times the tensor was used in one forward pass.
         within: Index of the residual branch that the layer is part of, -1 outside of branches.
+        gain: 1 / sqrt(E[phi(z)^2]), z ~ N(0, 1), of the function phi that follows, its arguments
+            and formula as seen; 1 if none does, None if unknown.
     """
 
     depth: int = 0
@@ -87,6 +89,7 @@ class Usage:
     normalized: bool = False
     calls: int = 1
     within: int = -1
+    gain: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,8 @@ class ParamInfo:
         part: The name of the part that this describes, `""` for a whole tensor.
         prior: For the bias of an output layer, the values that the labels of the batch suggest.
         evidence: What was seen, in words.
+        channels: For each dimension the number of the set of neurons along it: tensors that share
+            one connect; -1 where none was seen, `()` if connections are not known.
         traits: Facts of the whole model: `attention`, `convolution`, `recurrence`, `norm`,
             `tied table`, and the activations it uses.
 
@@ -159,6 +164,7 @@ class ParamInfo:
     part: str = ""
     prior: tuple[float, ...] = ()
     evidence: str = ""
+    channels: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:

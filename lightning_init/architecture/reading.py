@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from lightning_init.architecture.attention import Attention, attention, origins, ranges
 from lightning_init.architecture.calls import Op, Weight
+from lightning_init.architecture.channels import channels
 from lightning_init.architecture.graph import Graph
 from lightning_init.architecture.nonlinearity import Nonlinearities
 from lightning_init.architecture.operations import ACTIVATIONS, CONVOLUTIONS, NORMS
@@ -46,6 +47,7 @@ class Reading:
     facts: dict[int, Fact]
     branches: tuple[BranchInfo, ...]
     traits: frozenset[str]
+    channels: dict[int, tuple[int, ...]]
 
 
 def read(ops: list[Op]) -> Reading:
@@ -77,7 +79,7 @@ def read(ops: list[Op]) -> Reading:
         facts[bias] = replace(facts[bias], prior=values)
     traits = _traits(graph, functions, bool(parts_in_attention))
     described = tuple(BranchInfo(b.layers, b.stream, b.attends, b.crosses) for b in branches)
-    return Reading(facts, described, traits)
+    return Reading(facts, described, traits, channels(graph))
 
 
 def _role(
@@ -196,6 +198,7 @@ def _usage(
         normalized=op.is_weight_layer and all(functions.feeds_norm(call) for call in calls),
         calls=max(1, round(share)),
         within=max(within, branch),
+        gain=functions.gain(index) if op.is_weight_layer else None,
     )
 
 

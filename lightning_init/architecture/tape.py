@@ -19,6 +19,8 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from lightning_init.architecture.calls import Call, Op, Signal, Weight, plain, tensors
+from lightning_init.architecture.follows import COMPARISONS, POINTWISE
+from lightning_init.architecture.guard import Guard
 from lightning_init.architecture.opened import OPENED
 from lightning_init.architecture.operations import (
     CONVERSIONS,
@@ -40,12 +42,15 @@ class Tape(TorchFunctionMode):
 
     Attributes:
         ops: The calls in execution order.
+        guard: What puts parameters back that the pass writes to.
         inside: Whether the model has been entered; what is made before belongs to the batch.
         failed: The last call that raised an error, and the error.
     """
 
     def __init__(self, parameters: Iterable[Tensor], constants: Iterable[Tensor] = ()) -> None:
         super().__init__()
+        parameters = list(parameters)
+        self.guard = Guard(parameters)
         self.ops: list[Op] = []
         self.inside = False
         self.failed: tuple[str, Exception] | None = None
@@ -73,6 +78,7 @@ class Tape(TorchFunctionMode):
         if func in OPENED:
             with self:
                 return OPENED[func](*args, **kwargs)
+        self.guard.before(func, args, kwargs)
         given = list(tensors((args, {key: kwargs[key] for key in kwargs if key != "out"})))
         before = [self._look_up(tensor) for tensor in given]
         try:
@@ -100,7 +106,10 @@ class Tape(TorchFunctionMode):
             given = (not call.given and not self.inside) or (
                 name in MOVEMENTS | CONVERSIONS and bool(seen) and seen[0].given
             )
-            return [self._source(given) for _ in call.results]
+            sources = [self._source(given) for _ in call.results]
+            if name in COMPARISONS:
+                self.ops[sources[0].op].seen["call"] = call
+            return sources
         if (weights := derived(name, call)) is not None:
             return weights
         if name in TAKES_INPUT:
@@ -122,6 +131,8 @@ class Tape(TorchFunctionMode):
             base=self._rows,
         )
         observe(self.ops, op, call)
+        if name in POINTWISE:
+            op.seen["call"] = call
         rows = rows_of(op, call, self._starts)
         if "rows" in op.seen:
             self._starts.append(self._rows)

@@ -94,7 +94,8 @@ def trace(
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer hides its parts
     try:
-        with preserved(model), _eager(), tape:
+        guard = tape.guard
+        with preserved(model, guard.parameters), guard.watching(), eager(), tape:
             forward()
     except Exception as error:
         at = ""
@@ -126,7 +127,7 @@ def _constants(model: nn.Module) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _eager() -> Iterator[None]:
+def eager() -> Iterator[None]:
     """A compiled model runs its own Python code, so that every call is seen."""
     if "torch._dynamo" not in sys.modules:  # importing it takes a second, and nothing is compiled
         yield

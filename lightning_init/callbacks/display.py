@@ -74,6 +74,8 @@ def render(plan: Plan, report: Report | None, header: str, width: int | None = N
         if prefix := common_prefix([entry.info.name for entry in plan]):
             console.print(f"names below {prefix}")
         console.print(table(plan, report))
+        for line in (*map(str, plan.calibrations), *(f"note: {note}" for note in plan.notes)):
+            console.print(line)
         if hint := plan.hint():
             console.print(f"kept: {hint}")
     return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())

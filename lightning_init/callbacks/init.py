@@ -226,8 +226,7 @@ class InitCallback(Callback):
             self._say(report.verdict())
 
     def _header(self, placed: Placement) -> str:
-        params = ", ".join(f"{k}={v}" for k, v in (self.spec.params if self.spec else {}).items())
-        chosen = f"{self.name}({params})" if params else self.name
+        chosen = str(self.spec or self.name)
         late = f"; {placed.missing}" if placed.missing else ""
         return f"lightning_init: {chosen}, seed {placed.seed.value} ({placed.seed.source}){late}"
 

@@ -136,6 +136,8 @@ class Placement:
             self.missing = f"not calibrated: {self.missing or 'no batch was at hand'}"
         try:
             self.plan = carry_out(module, plan, self.seed.value, forward)
+        except UnsuitableError:
+            raise
         except Exception as error:
             if plan.calibrate_ is None:
                 raise

@@ -32,11 +32,15 @@ def run(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="lightning-init list", description=__doc__, exit_on_error=False)
     parser.add_argument("what", type=What, nargs="?", default="all", help="what to list")
     parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--markdown", action="store_true", help="as a table in Markdown")
     options = parse(parser, arguments)
     data = catalogue()
     chosen = data if options.what == "all" else {options.what: data[options.what]}
     if options.json:
         print(json.dumps(chosen, indent=1))
+        return 0
+    if options.markdown:
+        print("\n\n".join(markdown(rows) for rows in chosen.values()))
         return 0
     console = Console(highlight=False)
     for title, rows in chosen.items():
@@ -83,6 +87,23 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
         "choices": list(parameter.choices),
         "legal": parameter.legal,
     }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Part of the catalogue as a Markdown table."""
+    lines = ["| name | what it is | needs | passes | parameters |", "|---|---|---|---|---|"]
+    for row in rows:
+        needs = [*row.get("needs", ()), *(f"(wants) {want}" for want in row.get("wants", ()))]
+        parameters = [
+            f"`{p['name']}={p['default']}` ({p['legal']})"
+            for p in row["parameters"]
+            if p["name"] != "scale"
+        ]
+        names = ", ".join(f"`{name}`" for name in (row["name"], *row.get("aliases", ())))
+        what = f"{row['summary']}. {row.get('references', '')}".strip()
+        cells = [names, what, "; ".join(needs), row.get("passes", ""), "; ".join(parameters)]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
 
 
 def _default(value: object) -> object:

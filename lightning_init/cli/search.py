@@ -28,6 +28,7 @@ from lightning_init.search.space import Space, around, parse_axis
 from lightning_init.search.statistics import Mode
 from lightning_init.search.study import search_init
 from lightning_init.search.workers import devices
+from lightning_init.strategies.spec import InitSpec
 
 _STEPS = 200
 
@@ -134,7 +135,8 @@ def _settings(job: Job, arguments: Sequence[str]) -> _Settings:
             "ranking of inits misleads; name one with --lr-key"
         )
     names = tuple(name.strip() for name in (options.strategies or "").split(",") if name.strip())
-    space = Space(names, axes)
+    files = {name: InitSpec.load(name) for name in names if name.endswith((".yaml", ".yml"))}
+    space = Space(names, axes, files)
     limit = job.config.get("trainer.max_steps")
     default = min(_STEPS, limit) if limit and limit > 0 else _STEPS
     steps = default if options.steps is None else options.steps
@@ -248,7 +250,11 @@ def _options(parser: LightningArgumentParser) -> None:
     add("--workers", type=int | None, help="processes: one per GPU, else one per core; 0: none")
     add("--storage", type=str | None, help="a database URL instead of the run's own file")
     add("--sampler", type=Literal["tpe", "gp"], default="tpe", help="gp pays from 50 trials")
-    add("--strategies", type=str | None, help="names, separated by commas; keep is always in")
+    add(
+        "--strategies",
+        type=str | None,
+        help="names, or files with an init spec, separated by commas; keep is always in",
+    )
     add("--axis", action="append", type=str, help="KEY=LOW:HIGH[:log] or KEY=a,b,c; repeatable")
     add("--lr_key", "--lr-key", type=str | None, help="the learning rate's key; found if single")
     add("--monitor", type=str | None, help="metric; the checkpoint callback's, else val_loss")

@@ -92,9 +92,9 @@ class Confirmation:
     def _finalists(self) -> list[FrozenTrial]:
         start = self.space.recipes()[0]
         chosen: dict[tuple[str, str], FrozenTrial] = {}
-        nothing_new = (str(self.space.spec(start)), str(self.space.overrides(start)))
+        nothing_new = (repr(self.space.spec(start)), str(self.space.overrides(start)))
         for trial in ranked(self.study, self.budget.mode):
-            key = (str(self.space.spec(trial.params)), str(self.space.overrides(trial.params)))
+            key = (repr(self.space.spec(trial.params)), str(self.space.overrides(trial.params)))
             if key != nothing_new and key not in chosen:
                 chosen[key] = trial
         return list(chosen.values())[: self.budget.top]

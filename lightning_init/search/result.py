@@ -50,11 +50,10 @@ class Candidate:
     @property
     def label(self) -> str:
         """Short and readable: `orthogonal(gain=1.2) lr=0.03`."""
-        params = ", ".join(f"{key}={_short(value)}" for key, value in self.spec.params.items())
         config = "".join(
             f" {key.rpartition('.')[2]}={_short(value)}" for key, value in self.config.items()
         )
-        return f"{self.spec.strategy}{f'({params})' if params else ''}{config}"
+        return f"{self.spec}{config}"
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,9 @@ class Space:
     """Strategies, their parameters, and keys of the configuration.
 
     Args:
-        strategies: Names; `keep` is always among them.
+        strategies: Names, or specs, which are tried as they are; `keep` is always among them.
         config: Dotted configuration key -> axis.
+        fixed: The specs among the strategies, by label.
 
     Raises:
         ValueError: If a name is unknown.
@@ -99,8 +100,9 @@ class Space:
         {'gain': 1.5}
     """
 
-    strategies: tuple[str, ...] = ()
+    strategies: tuple[str | InitSpec, ...] = ()
     config: Mapping[str, Axis] = field(default_factory=dict)
+    fixed: Mapping[str, InitSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.strategies, str):
@@ -112,27 +114,40 @@ class Space:
             if not isinstance(axis, Axis):
                 raise ValueError(f"config[{key!r}] must be an Axis, but got {axis!r}")
         chosen = self.strategies or tuple(entry.name for entry in entries() if entry.search)
-        names = ["keep", *(get(name).name for name in chosen)]
-        object.__setattr__(self, "strategies", tuple(dict.fromkeys(names)))
+        fixed = {str(one): replace(one, seed=None) for one in chosen if isinstance(one, InitSpec)}
+        fixed = {**self.fixed, **fixed}
+        names = [str(one) if str(one) in fixed else get(str(one)).name for one in chosen]
+        object.__setattr__(self, "strategies", tuple(dict.fromkeys(["keep", *names])))
+        object.__setattr__(self, "fixed", fixed)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The strategies by name, the specs by label."""
+        return tuple(str(one) for one in self.strategies)
+
+    def _searched(self, name: str) -> Sequence[Parameter]:
+        return () if name in self.fixed else _searched(get(name))
 
     @property
     def axes(self) -> dict[str, Axis]:
         """Every axis by name; strategies that declare the same parameter share one."""
-        found: dict[str, Axis] = {STRATEGY: Axis(choices=self.strategies, current="keep")}
-        for name in self.strategies:
-            for parameter in _searched(get(name)):
+        found: dict[str, Axis] = {STRATEGY: Axis(choices=self.names, current="keep")}
+        for name in self.names:
+            for parameter in self._searched(name):
                 found[self._axis_name(name, parameter)] = _axis(parameter)
         return {**found, **self.config}
 
     def _axis_name(self, strategy: str, parameter: Parameter) -> str:
-        others = [p for n in self.strategies for p in _searched(get(n)) if p.name == parameter.name]
+        others = [p for n in self.names for p in self._searched(n) if p.name == parameter.name]
         shared = all(replace(p, default=None) == replace(parameter, default=None) for p in others)
         return parameter.name if shared else f"{strategy}.{parameter.name}"
 
     def spec(self, values: Mapping[str, Any]) -> InitSpec:
         """The init that a point of the space means."""
         name = values[STRATEGY]
-        params = {p.name: values[self._axis_name(name, p)] for p in _searched(get(name))}
+        if name in self.fixed:
+            return self.fixed[name]
+        params = {p.name: values[self._axis_name(name, p)] for p in self._searched(name)}
         defaults = get(name).parameters
         return InitSpec(name, {k: v for k, v in params.items() if v != defaults[k].default})
 
@@ -142,12 +157,12 @@ class Space:
 
     def recipes(self) -> list[dict[str, Any]]:
         """The first points: the as-built model, `auto`, then each strategy at its defaults."""
-        first = sorted(self.strategies, key=lambda name: {"keep": 0, "auto": 1}.get(name, 2))
+        first = sorted(self.names, key=lambda name: {"keep": 0, "auto": 1}.get(name, 2))
         start = {key: axis.start for key, axis in self.axes.items()}
         found = []
         for name in first:
             point = {**start, STRATEGY: name}
-            for parameter in _searched(get(name)):
+            for parameter in self._searched(name):
                 point[self._axis_name(name, parameter)] = parameter.default
             found.append(point)
         return found
@@ -195,6 +210,10 @@ def _searched(entry: Entry) -> Sequence[Parameter]:
 
 
 def _varies(parameter: Parameter) -> bool:
+    if parameter.converted or (parameter.kind is str and not parameter.choices):
+        return False  # a path, a list of steps: nothing to sample
+    if not parameter.searched:
+        return False
     return parameter.range is None or parameter.range.low < parameter.range.high
 
 

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.lazy import has_lazy, keep_lazy, materialize_
-from lightning_init.architecture.names import named_states, named_tensors, named_weights, unwrap
+from lightning_init.architecture.names import (
+    canonical,
+    named_states,
+    named_tensors,
+    named_weights,
+    unwrap,
+)
 from lightning_init.architecture.plain import plain
 from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.provenance import checksum, record_of
@@ -24,10 +30,12 @@ from lightning_init.strategies.assigned import assign, is_close
 from lightning_init.strategies.calibration import Calibration
 from lightning_init.strategies.distributions import Calibrated, Distribution
 from lightning_init.strategies.left_alone import warn_of_copies, warn_of_garbage
+from lightning_init.strategies.loaded import Loaded
 from lightning_init.strategies.matrices import Orthogonal
 from lightning_init.strategies.plan import Forward, Plan, PlanEntry, settled
 from lightning_init.strategies.planning import Scope, StrategyLike, make_plan
 from lightning_init.strategies.seeds import generator_for, resolve_seed
+from lightning_init.strategies.write import write_
 
 
 def apply_(model: nn.Module, plan: Plan, seed: int) -> None:
@@ -95,7 +103,9 @@ def calibrate_(model: nn.Module, plan: Plan, forward: Forward | None) -> tuple[C
             done = tuple(plan.calibrate_(model, plan, forward) or ())
     for (weight, stand_in), before in zip(computed, versions, strict=True):
         value = stand_in.detach()
-        if stand_in._version != before and not is_close(weight.assign(value), value):
+        if stand_in._version == before or torch.equal(value, weight.value()):
+            continue
+        if not is_close(weight.assign(value), value):
             warnings.warn(
                 f"{weight.kind} changes what the calibration wrote into the {weight.name} of a "
                 f"{type(weight.module).__name__}: that layer is not calibrated",
@@ -158,11 +168,14 @@ def carry_out(model: nn.Module, plan: Plan, seed: int, forward: Forward | None) 
                 on_error.callback(restore)
         _draw(model, plan, seed)
         before = {names: tensor._version for names, tensor in named_tensors(model)}
+        drawn = dict(record_of(unwrap(model)).written)
         done = calibrate_(model, plan, forward)
         on_error.pop_all()
     if plan.calibrate_ is None:
         return plan
-    computed, written = named_weights(model), {e.info.names for e in plan if e.written}
+    computed, now = named_weights(model), record_of(unwrap(model)).written
+    # What was changed and then taken back is as it was drawn.
+    written = {e.info.names for e in plan if e.written and now[e.info.name] != drawn[e.info.name]}
     changed: dict[tuple[str, ...], Distribution] = {}
     for names, tensor in named_tensors(model):
         if tensor._version != before[names] and names in written:
@@ -241,9 +254,9 @@ def _draw(model: nn.Module, plan: Plan, seed: int) -> None:
             if weights:
                 assign(entry, weights, generator_for(seed, entry.key))
         on_error.pop_all()
-        for entry, target in work:
-            if entry.info.names not in computed:
-                target.copy_(entry.drawn(generator_for(seed, entry.key)))
+        write_([item for item in work if item[0].info.names not in computed], seed)
+        for name, buffer in _planned_buffers(model, plan):
+            buffer.copy_(plan.buffers[name].values)
     warn_of_garbage(model, plan)
     _remember(model, plan)
 
@@ -257,12 +270,21 @@ def _keep_written(model: nn.Module, plan: Plan) -> list[Undo]:
             undo += [restore for weight in computed[names] for restore in weight.keep()]
         else:
             undo.append(keep_tensor(tensors[names]))
+    undo += [keep_tensor(buffer) for _, buffer in _planned_buffers(model, plan)]
     return [torch.no_grad()(restore) for restore in undo if restore is not None]
+
+
+def _planned_buffers(model: nn.Module, plan: Plan) -> list[tuple[str, Tensor]]:
+    """The buffers that a plan writes, by their canonical names."""
+    named = ((canonical(name), buffer) for name, buffer in unwrap(model).named_buffers())
+    return [(name, buffer) for name, buffer in named if name in plan.buffers]
 
 
 def _remember(model: nn.Module, plan: Plan) -> None:
     record = record_of(unwrap(model))
-    written = {entry.info.names for entry in plan if entry.written}
+    # What is loaded counts as trained from now on.
+    drawn = [e for e in plan if e.written and not isinstance(e.distribution, Loaded)]
+    written = {entry.info.names for entry in drawn}
     record.written.update(
         {names[0]: checksum(tensor) for names, tensor in named_states(model) if names in written}
     )

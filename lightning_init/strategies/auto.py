@@ -37,9 +37,8 @@ from lightning_init.strategies.orthogonal import Orthonormal
 from lightning_init.strategies.plan import CUSTOMIZED
 from lightning_init.strategies.registry import Strategy, strategy
 from lightning_init.strategies.spec import InitSpec
-from lightning_init.strategies.variance import VarianceScaling
+from lightning_init.strategies.variance import RELU_LIKE, VarianceScaling
 
-_SMOOTH_RELUS = frozenset({"relu", "leaky_relu", "gelu", "silu", "elu", "mish", "softplus"})
 _XAVIER = VarianceScaling(1, "fan_avg", 1.0, "normal", "Xavier")
 _SELU = VarianceScaling(1, "fan_in", 1.0, "normal", "LeCun, before SELU")
 _NORMALIZED = VarianceScaling(
@@ -81,7 +80,7 @@ def _law(activation: str) -> Initializer | None:
         return None
     if activation == "selu":
         return _SELU
-    return _RELU if activation in _SMOOTH_RELUS else _XAVIER
+    return _RELU if activation in RELU_LIKE else _XAVIER
 
 
 def bias(info: ParamInfo) -> Distribution:

@@ -85,7 +85,9 @@ def _stacked(steps: list[Strategy]) -> Strategy:
             initializer = OnTop(step.initializer, initializer)
     calibrations = [step.calibrate_ for step in steps if step.calibrate_ is not None]
     notes = tuple(note for step in steps for note in step.notes)
-    return Strategy(initializer, _in_turn(calibrations) if calibrations else None, notes=notes)
+    buffers = {name: value for step in steps for name, value in step.buffers.items()}
+    calibrate_ = _in_turn(calibrations) if calibrations else None
+    return Strategy(initializer, calibrate_, notes=notes, buffers=buffers)
 
 
 def _in_turn(calibrations: list[Calibrator]) -> Calibrator:

@@ -42,6 +42,14 @@ def reason_field() -> str:
     return field(default="", compare=False, kw_only=True)
 
 
+@runtime_checkable
+class Fillable(Distribution, Protocol):
+    """A distribution that can be drawn right into the memory of a tensor."""
+
+    def fill_(self, tensor: Tensor, generator: Generator) -> Tensor:
+        """Draw into a contiguous float32 tensor on the CPU, and return it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Normal:
     """N(mean, std^2).
@@ -64,7 +72,11 @@ class Normal:
 
     def sample(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
         """Draw a float32 tensor on the CPU."""
-        return torch.empty(shape).normal_(self.mean, self.std, generator=generator)
+        return self.fill_(torch.empty(shape), generator)
+
+    def fill_(self, tensor: Tensor, generator: Generator) -> Tensor:
+        """Draw into a contiguous float32 tensor on the CPU."""
+        return tensor.normal_(self.mean, self.std, generator=generator)
 
     def scaled(self, factor: float) -> Self:
         """The same with its std multiplied by `factor`."""
@@ -117,8 +129,12 @@ class TruncatedNormal:
 
     def sample(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
         """Draw a float32 tensor on the CPU, by inverting the distribution function."""
-        draw = torch.empty(shape).uniform_(-self._mass, self._mass, generator=generator)
-        return draw.erfinv_().mul_(self.parent_std * math.sqrt(2)).add_(self.mean)
+        return self.fill_(torch.empty(shape), generator)
+
+    def fill_(self, tensor: Tensor, generator: Generator) -> Tensor:
+        """Draw into a contiguous float32 tensor on the CPU."""
+        tensor.uniform_(-self._mass, self._mass, generator=generator)
+        return tensor.erfinv_().mul_(self.parent_std * math.sqrt(2)).add_(self.mean)
 
     def scaled(self, factor: float) -> Self:
         """The same with its std multiplied by `factor`."""
@@ -167,7 +183,11 @@ class Uniform:
 
     def sample(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
         """Draw a float32 tensor on the CPU."""
-        return torch.empty(shape).uniform_(self.low, self.high, generator=generator)
+        return self.fill_(torch.empty(shape), generator)
+
+    def fill_(self, tensor: Tensor, generator: Generator) -> Tensor:
+        """Draw into a contiguous float32 tensor on the CPU."""
+        return tensor.uniform_(self.low, self.high, generator=generator)
 
     def scaled(self, factor: float) -> Self:
         """The same with its std multiplied by `factor`."""

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from lightning_init.strategies.distributions import check_std, reason_field
+from lightning_init.strategies.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +18,8 @@ class Orthogonal:
     """`gain` times a matrix with orthonormal rows or columns, Haar distributed.
 
     A tensor is seen as `blocks` matrices stacked along dim 0, the other dims flattened; each is
-    drawn on its own. Where the outputs lie along another dim, the blocks are the leading ones. The QR decomposition runs on one thread, since its last bits depend on the
-    number of threads.
+    drawn on its own. Where the outputs lie along another dim, the blocks are the leading ones. The
+    QR decomposition runs on one thread, since its last bits depend on the number of threads.
 
     Args:
         shape: Shape of the tensor; at least 2 dimensions.
@@ -76,13 +77,7 @@ class Orthogonal:
         if tuple(shape) != self.shape:
             raise ValueError(f"drawn for shape {self.shape}, but got shape {tuple(shape)}")
         rows, columns = self._matrix
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            blocks = [_haar(rows, columns, generator) for _ in range(self.blocks)]
-        finally:
-            torch.set_num_threads(threads)
-        drawn = torch.cat(blocks).mul_(self.gain)
+        drawn = _haars(rows, columns, self.blocks, generator).flatten(0, 1).mul_(self.gain)
         if not self.axis or len(shape) < 3:
             return drawn.reshape(shape)
         # (blocks, rows, the other dims): the rows go where the outputs lie
@@ -98,6 +93,72 @@ class Orthogonal:
     def __str__(self) -> str:
         blocks = f" in each of {self.blocks} blocks" if self.blocks > 1 else ""
         return f"orthogonal, gain {self.gain:.4g}{blocks}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaOrthogonal:
+    """`gain` times a matrix with orthonormal rows or columns at a kernel's centre tap, else 0.
+
+    As a convolution it is an isometry times `gain` where it has as many outputs as inputs or more
+    (with circular padding and stride 1); with fewer, it keeps as many directions as it has
+    outputs. The centre of an even kernel is size // 2: another tap would only shift the result.
+
+    Args:
+        layout: Where the kernel's matrices lie; groups are matrices of their own.
+        gain: Every singular value, at least 0.
+
+    References:
+        Xiao et al. (2018), algorithm 2, https://arxiv.org/abs/1806.05393
+
+    Example:
+        >>> kernel = DeltaOrthogonal(Layout((4, 4, 3), taps=1)).sample((4, 4, 3), torch.Generator())
+        >>> kernel[:, :, 0].abs().max(), kernel[:, :, 1].norm()
+        (tensor(0.), tensor(2.))
+    """
+
+    layout: Layout
+    gain: float = 1.0
+    reason: str = reason_field()
+
+    def __post_init__(self) -> None:
+        check_std(self.gain, "gain")
+
+    @property
+    def std(self) -> float:
+        """Root mean square of all entries, the zeros included."""
+        longer = max(self.layout.rows, self.layout.columns, 1)
+        return self.gain * math.sqrt(self.layout.density / longer)
+
+    @property
+    def mean(self) -> float:
+        """0."""
+        return 0.0
+
+    def sample(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
+        """Draw a float32 tensor on the CPU."""
+        if tuple(shape) != self.layout.shape:
+            raise ValueError(f"drawn for shape {self.layout.shape}, but got shape {tuple(shape)}")
+        rows, columns = self.layout.rows, self.layout.columns
+        drawn = _haars(rows, columns, self.layout.blocks, generator).mul_(self.gain)
+        return self.layout.place(drawn)
+
+    def scaled(self, factor: float) -> Self:
+        """The same with its gain multiplied by `factor`."""
+        return replace(self, gain=self.gain * factor)
+
+    def __str__(self) -> str:
+        blocks = f" in each of {self.layout.blocks} groups" if self.layout.blocks > 1 else ""
+        return f"delta-orthogonal, gain {self.gain:.4g}{blocks}"
+
+
+def _haars(rows: int, columns: int, count: int, generator: Generator) -> Tensor:
+    """Matrices (count, rows, columns), one after the other, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return torch.stack([_haar(rows, columns, generator) for _ in range(count)])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _haar(rows: int, columns: int, generator: Generator) -> Tensor:

@@ -13,7 +13,13 @@ class NotYetError(ValueError):
 
 
 class UnsuitableError(ValueError):
-    """A scheme cannot serve a model; nothing has been changed."""
+    """A scheme cannot serve a model; nothing has been changed.
+
+    Attributes:
+        nearest: The nearest scheme that applies.
+    """
+
+    nearest: str = "auto"
 
 
 class Need(NamedTuple):
@@ -58,6 +64,11 @@ NEEDS: dict[str, Need] = {
     "recurrence": Need(
         "recurrent layers", _has(Role.RECURRENT), "the model has no hidden-to-hidden matrix"
     ),
+    "sine": Need(
+        "layers followed by a sine",
+        lambda seen: any(info.activation == "sin" for info in seen),
+        "the forward pass shows none",
+    ),
     "labels": Need(
         "labels",
         lambda seen: any(info.prior for info in seen),
@@ -90,7 +101,7 @@ def check_needs(
         NotYetError: If only a forward pass could show it, and none was seen.
         UnsuitableError: If the model does not have it.
     """
-    seen_only = {"branches", "attention", "labels"}
+    seen_only = {"branches", "attention", "labels", "sine"}
     for name in needs:
         need = NEEDS[name]
         if name in seen_only and not architecture.traced:
@@ -111,9 +122,11 @@ def unsuitable(text: str, nearest: str) -> UnsuitableError:
         UnsuitableError("fixup needs residual branches, but there are none: the nearest scheme \
 that applies is 'kaiming_normal'. Nothing has been changed")
     """
-    return UnsuitableError(
+    error = UnsuitableError(
         f"{text}the nearest scheme that applies is {nearest!r}. Nothing has been changed"
     )
+    error.nearest = nearest
+    return error
 
 
 def check_wants(scheme: str, wants: tuple[str, ...], architecture: Architecture) -> tuple[str, ...]:

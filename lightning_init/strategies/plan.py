@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Generator, Tensor, nn
@@ -19,6 +19,7 @@ from lightning_init.architecture.arguments import unknown
 from lightning_init.architecture.params import ParamInfo, Role
 from lightning_init.strategies.calibration import Calibration
 from lightning_init.strategies.distributions import Calibrated, Distribution, Keep
+from lightning_init.strategies.loaded import Grown, Loaded
 from lightning_init.strategies.registry import Calibrator
 
 Forward = Callable[[], object]
@@ -46,9 +47,9 @@ class PlanEntry:
         return shared or self.info.names
 
     def drawn(self, generator: Generator) -> Tensor:
-        """A draw, in float32 on the CPU; a padding row is 0."""
+        """A draw, in float32 on the CPU; a padding row is 0 unless it is loaded."""
         value = self.distribution.sample(self.info.shape, generator)
-        if self.info.padding_idx is not None:
+        if self.info.padding_idx is not None and not isinstance(self.distribution, Loaded):
             value[self.info.padding_idx].zero_()
         return value
 
@@ -64,6 +65,7 @@ class Plan:
         meta_buffers: Buffers that were on the meta device, whose values no plan knows.
         notes: What is worth knowing besides, a sentence each.
         calibrations: What the calibration did, once it is done.
+        buffers: Values of buffers that are written with the parameters, by name.
 
     Example:
         >>> from lightning_init import make_plan
@@ -78,6 +80,7 @@ class Plan:
     meta_buffers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     calibrations: tuple[Calibration, ...] = ()
+    buffers: Mapping[str, Loaded] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Distribution:
         """The distribution of a tensor, by any of its names."""
@@ -110,7 +113,10 @@ class Plan:
             # Calibrated tensors are alike although data gave each a std of its own.
             calibrated = isinstance(entry.distribution, Calibrated)
             drawn = "calibrated" if calibrated else str(entry.distribution)
-            key = (pattern, entry.info.shape, drawn, entry.distribution.reason, evidence)
+            reason = entry.distribution.reason
+            if isinstance(entry.distribution, (Loaded, Grown)):  # it ends with a name
+                reason = _NUMBER.sub(".*", reason)
+            key = (pattern, entry.info.shape, drawn, reason, evidence)
             found.setdefault(key, []).append(entry)
         return [
             (f"{len(es)} x {key[0]}" if len(es) > 1 else es[0].info.name, tuple(es))
@@ -158,6 +164,7 @@ class Plan:
             "summary": self.summary(),
             "calibration_to_come": self.calibrate_ is not None,
             "notes": list(self.notes),
+            "buffers": {name: value.reason for name, value in self.buffers.items()},
             "calibrations": [each.to_dict() for each in self.calibrations],
             "entries": [
                 {
@@ -204,6 +211,9 @@ class Plan:
             lines.append(f"{line} {_evidence(entries)}".rstrip())
         if self.calibrate_ is not None:
             lines.append("  then calibrated on one batch")
+        if self.buffers:
+            kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in self.buffers))
+            lines.append(f"  {len(self.buffers)} buffers loaded with them ({kinds})")
         lines += [str(each) for each in self.calibrations]
         lines += [f"note: {note}" for note in self.notes]
         if hint := self.hint():
@@ -212,6 +222,7 @@ class Plan:
 
 
 _BRANCH = re.compile(r"branch \d+")
+_NUMBER = re.compile(r"\.\d+(?=\.)")
 
 
 def _evidence(entries: tuple[PlanEntry, ...]) -> str:

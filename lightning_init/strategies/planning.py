@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_init.architecture.analyze import analyze
 from lightning_init.architecture.arguments import unknown
@@ -16,6 +16,7 @@ from lightning_init.architecture.provenance import note_empty
 from lightning_init.strategies.assigned import through_parametrizations
 from lightning_init.strategies.distributions import Distribution, Keep
 from lightning_init.strategies.initializers import HEAD, Initializer, Overridden, matches
+from lightning_init.strategies.loaded import Loaded
 from lightning_init.strategies.needs import FORWARD, NotYetError
 from lightning_init.strategies.parts import decide
 from lightning_init.strategies.plan import TRAINED, Forward, Plan, PlanEntry
@@ -118,7 +119,33 @@ def make_plan(
     calibrate = chosen.calibrate_ if any(entry.written for entry in entries) else None
     note_empty(model)
     buffers = tuple(canonical(name) for name, buffer in model.named_buffers() if buffer.is_meta)
-    return Plan(entries, calibrate, architecture.traced, buffers, chosen.notes)
+    return Plan(
+        entries,
+        calibrate,
+        architecture.traced,
+        buffers,
+        chosen.notes,
+        buffers=_with_their_layers(chosen.buffers, entries),
+    )
+
+
+def _with_their_layers(
+    buffers: Mapping[str, Tensor], entries: tuple[PlanEntry, ...]
+) -> dict[str, Loaded]:
+    """The buffers of layers whose parameters are loaded, or that have none."""
+    kept, whys = set(), {}
+    for entry in entries:
+        loaded = isinstance(entry.distribution, Loaded)
+        for name in entry.info.names:
+            owner = name.rpartition(".")[0]
+            kept |= set() if loaded else {owner}
+            whys[owner] = entry.distribution.reason.rpartition(": ")[0] if loaded else ""
+    found = {}
+    for name, value in buffers.items():
+        owner, _, last = name.rpartition(".")
+        if owner not in kept:
+            found[name] = Loaded(value, reason=f"{whys.get(owner) or 'loaded'}: {last}")
+    return found
 
 
 def _decide(

@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple, TypeVar, overload
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_init.architecture.arguments import Parameter, Range, parameters_of, unknown
 from lightning_init.architecture.params import Architecture
@@ -27,9 +27,9 @@ StrategyFunction = Callable[..., "Strategy"]
 F = TypeVar("F", bound=StrategyFunction)
 
 BUILT_IN = (
-    *("variance", "sparse", "orthogonal", "identity", "residual", "transformer", "attention"),
-    *("deep", "recurrent", "periodic", "heads", "calibrated", "gradient", "transfer"),
-    *("auto", "chain"),
+    *("constants", "variance", "defaults", "sparse", "orthogonal", "identity", "residual"),
+    *("transformer", "attention", "deep", "recurrent", "periodic", "heads", "lsuv", "channels"),
+    *("metainit", "gradinit", "transfer", "auto", "chain"),
 )
 
 
@@ -44,6 +44,8 @@ class Strategy(NamedTuple):
         prepare: For a scheme that needs to see the whole model first: from the model and its
             description to the strategy. It may raise an `UnsuitableError`, and changes nothing.
         notes: What a plan should say besides, a sentence each.
+        buffers: Values of buffers that belong to the values of parameters, by name: the running
+            statistics of loaded norm layers.
     """
 
     initializer: Initializer
@@ -51,6 +53,7 @@ class Strategy(NamedTuple):
     on_top: Callable[[Initializer], Initializer] | None = None
     prepare: Callable[[nn.Module, Architecture], Strategy] | None = None
     notes: tuple[str, ...] = ()
+    buffers: Mapping[str, Tensor] = {}
 
     def prepared(self, model: nn.Module, architecture: Architecture) -> Strategy:
         """The strategy for one model.
@@ -102,7 +105,7 @@ class Entry:
     @property
     def needs_batch(self) -> bool:
         """Whether it runs the model on data."""
-        return "batch" in self.needs
+        return not {"batch", "loss"}.isdisjoint(self.needs)
 
     @property
     def summary(self) -> str:

@@ -40,8 +40,8 @@ class InitSpec:
 
     Example:
         >>> spec = InitSpec("orthogonal", {"gain": 1.5}, {"role:embedding": "normal"}, seed=3)
-        >>> spec.overrides["role:embedding"].strategy
-        'normal'
+        >>> print(spec)
+        orthogonal(gain=1.5, role:embedding: normal)
     """
 
     strategy: str = "auto"
@@ -82,6 +82,13 @@ class InitSpec:
             return _combined(base.prepared(model, architecture), ready)
 
         return _combined(base, made)._replace(prepare=prepare)
+
+    def __str__(self) -> str:
+        said = [f"{key}={_said(value)}" for key, value in self.params.items()]
+        if self.strategy == "chain" and "steps" in self.params:
+            said = [str(step) for step in self.params["steps"]]
+        said += [f"{key}: {spec}" for key, spec in self.overrides.items()]
+        return f"{self.strategy}({', '.join(said)})" if said else self.strategy
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: only what differs from the defaults, but always the strategy."""
@@ -189,6 +196,7 @@ def _combined(base: Strategy, made: Mapping[str, Strategy]) -> Strategy:
         _calibrate_parts(rules, calibrations) if any(calibrations.values()) else None,
         on_top and (lambda below: Overridden(on_top(below), rules)),
         notes=tuple(note for part in (base, *made.values()) for note in part.notes),
+        buffers={k: v for part in (base, *made.values()) for k, v in part.buffers.items()},
     )
 
 
@@ -206,6 +214,10 @@ def _calibrate_parts(
         return found
 
     return calibrate_
+
+
+def _said(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _plain(value: object) -> object:

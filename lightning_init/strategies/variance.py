@@ -14,13 +14,13 @@ from typing import Annotated, Literal
 from lightning_init.architecture.arguments import Range
 from lightning_init.architecture.params import ParamInfo
 from lightning_init.strategies.distributions import (
-    Constant,
     Distribution,
     Keep,
     Normal,
     TruncatedNormal,
     Uniform,
 )
+from lightning_init.strategies.gains import Activation, observed_gain
 from lightning_init.strategies.initializers import ByRole
 from lightning_init.strategies.registry import Strategy, strategy
 
@@ -28,11 +28,12 @@ Gain = Annotated[float, Range(0.5, 2.0, log=True)]
 Std = Annotated[float, Range(1e-4, 10.0, log=True, search=(0.005, 0.2))]
 Fan = Literal["fan_in", "fan_out", "fan_avg"]
 Shape = Literal["normal", "uniform"]
+RELU_LIKE = frozenset({"relu", "leaky_relu", "gelu", "silu", "elu", "mish", "softplus"})
 
 
 @dataclass(frozen=True, slots=True)
 class VarianceScaling:
-    """The law std = gain * sqrt(factor / fan).
+    """The law std = gain * sqrt(factor / fan), or gain * observed / sqrt(fan).
 
     Args:
         factor: 1 for LeCun and Xavier, 2 for Kaiming.
@@ -40,6 +41,7 @@ class VarianceScaling:
         gain: A further factor on std.
         shape: Normal or uniform.
         name: Who is quoted as the reason.
+        activation: `observed` puts the gain of the function that follows for sqrt(factor).
     """
 
     factor: float
@@ -47,6 +49,7 @@ class VarianceScaling:
     gain: float
     shape: Shape
     name: str
+    activation: Activation = "fixed"
 
     def __call__(self, info: ParamInfo) -> Distribution:
         """The distribution of one matrix or kernel."""
@@ -57,6 +60,10 @@ class VarianceScaling:
         fan = fans[self.fan] or 1.0  # 0 in a lazy layer, which the plan refuses
         std = self.gain * math.sqrt(self.factor / fan)
         reason = f"{self.name}: {self.fan} {fan:g}"
+        if self.activation == "observed":
+            observed, said = observed_gain(info)
+            std = self.gain * observed / math.sqrt(fan)
+            reason += f", {said}"
         if info.blocks > 1:
             reason += f", {info.blocks} blocks"
         return _shaped(self.shape, std, reason)
@@ -92,6 +99,16 @@ def tied_table(info: ParamInfo) -> Distribution:
     return Normal(info.shape[-1] ** -0.5, reason="tied to the output layer: 1/sqrt(width)")
 
 
+def kaiming_gain(activation: str) -> float:
+    """sqrt(2) before ReLU and its kin, else 1.
+
+    Example:
+        >>> kaiming_gain("tanh")
+        1.0
+    """
+    return math.sqrt(2) if activation in RELU_LIKE else 1.0
+
+
 def scheme(law: VarianceScaling) -> Strategy:
     """A variance-scaling law as a whole strategy."""
     return Strategy(ByRole(weight=law, embedding=tied_table))
@@ -103,22 +120,14 @@ def table_with(std: float, name: str, shape: Literal["normal", "uniform", "trunc
     return Strategy(ByRole(weight=rule, embedding=rule))
 
 
-@strategy
-def keep(scale: Annotated[float, Range(1.0, 1.0)] = 1.0) -> Strategy:  # noqa: ARG001
-    """Every tensor stays as the model built it, the baseline of every comparison.
-
-    Args:
-        scale: Must be 1: nothing is drawn that could be scaled.
-    """
-    return Strategy(_as_built)
-
-
 @strategy(aliases=("glorot_uniform",), search=False)
-def xavier_uniform(gain: Gain = 1.0) -> Strategy:
+def xavier_uniform(gain: Gain = 1.0, activation: Activation = "fixed") -> Strategy:
     """U(-a, a) with a = gain * sqrt(6 / (fan_in + fan_out)), for tanh and linear layers.
 
     Args:
         gain: Factor on the bound, 0.5 to 2.
+        activation: `fixed` for the paper's constant 1, `observed` for the gain of the
+            function that the forward pass shows behind the layer (`activation_gain`).
 
     References:
         Glorot & Bengio (2010), eq. 16, https://proceedings.mlr.press/v9/glorot10a.html
@@ -127,15 +136,17 @@ def xavier_uniform(gain: Gain = 1.0) -> Strategy:
         >>> round(xavier_uniform().initializer(ParamInfo(("w",), (2, 4), Role.WEIGHT, 4, 2)).high, 6)
         1.0
     """
-    return scheme(VarianceScaling(1, "fan_avg", gain, "uniform", "Xavier"))
+    return scheme(VarianceScaling(1, "fan_avg", gain, "uniform", "Xavier", activation))
 
 
 @strategy(aliases=("glorot_normal",))
-def xavier_normal(gain: Gain = 1.0) -> Strategy:
+def xavier_normal(gain: Gain = 1.0, activation: Activation = "fixed") -> Strategy:
     """N(0, std^2) with std = gain * sqrt(2 / (fan_in + fan_out)), for tanh and linear layers.
 
     Args:
         gain: Factor on std, 0.5 to 2.
+        activation: `fixed` for the paper's constant 1, `observed` for the gain of the
+            function that the forward pass shows behind the layer (`activation_gain`).
 
     References:
         Glorot & Bengio (2010), eq. 12, https://proceedings.mlr.press/v9/glorot10a.html
@@ -144,16 +155,22 @@ def xavier_normal(gain: Gain = 1.0) -> Strategy:
         >>> xavier_normal().initializer(ParamInfo(("w",), (4, 4), Role.WEIGHT, 4, 4)).std
         0.5
     """
-    return scheme(VarianceScaling(1, "fan_avg", gain, "normal", "Xavier"))
+    return scheme(VarianceScaling(1, "fan_avg", gain, "normal", "Xavier", activation))
 
 
 @strategy(aliases=("he_uniform",), search=False)
-def kaiming_uniform(gain: Gain = 1.0, mode: Literal["fan_in", "fan_out"] = "fan_in") -> Strategy:
+def kaiming_uniform(
+    gain: Gain = 1.0,
+    mode: Literal["fan_in", "fan_out"] = "fan_in",
+    activation: Activation = "fixed",
+) -> Strategy:
     """U(-a, a) with a = gain * sqrt(6 / fan), for layers followed by ReLU.
 
     Args:
         gain: Factor on the bound, 0.5 to 2.
         mode: `fan_in` preserves the forward variance, `fan_out` the backward one.
+        activation: `fixed` for the paper's constant sqrt(2), `observed` for the gain of the
+            function that the forward pass shows behind the layer (`activation_gain`).
 
     References:
         He, Zhang, Ren & Sun (2015), eq. 10 and 14, https://arxiv.org/abs/1502.01852
@@ -162,16 +179,22 @@ def kaiming_uniform(gain: Gain = 1.0, mode: Literal["fan_in", "fan_out"] = "fan_
         >>> round(kaiming_uniform().initializer(ParamInfo(("w",), (2, 6), Role.WEIGHT, 6, 2)).high, 6)
         1.0
     """
-    return scheme(VarianceScaling(2, mode, gain, "uniform", "Kaiming"))
+    return scheme(VarianceScaling(2, mode, gain, "uniform", "Kaiming", activation))
 
 
 @strategy(aliases=("he_normal",))
-def kaiming_normal(gain: Gain = 1.0, mode: Literal["fan_in", "fan_out"] = "fan_in") -> Strategy:
+def kaiming_normal(
+    gain: Gain = 1.0,
+    mode: Literal["fan_in", "fan_out"] = "fan_in",
+    activation: Activation = "fixed",
+) -> Strategy:
     """N(0, std^2) with std = gain * sqrt(2 / fan), for layers followed by ReLU.
 
     Args:
         gain: Factor on std, 0.5 to 2.
         mode: `fan_in` preserves the forward variance, `fan_out` the backward one.
+        activation: `fixed` for the paper's constant sqrt(2), `observed` for the gain of the
+            function that the forward pass shows behind the layer (`activation_gain`).
 
     References:
         He, Zhang, Ren & Sun (2015), eq. 10 and 14, https://arxiv.org/abs/1502.01852
@@ -180,15 +203,17 @@ def kaiming_normal(gain: Gain = 1.0, mode: Literal["fan_in", "fan_out"] = "fan_i
         >>> kaiming_normal().initializer(ParamInfo(("w",), (2, 8), Role.WEIGHT, 8, 2)).std
         0.5
     """
-    return scheme(VarianceScaling(2, mode, gain, "normal", "Kaiming"))
+    return scheme(VarianceScaling(2, mode, gain, "normal", "Kaiming", activation))
 
 
 @strategy(search=False)
-def lecun_uniform(gain: Gain = 1.0) -> Strategy:
+def lecun_uniform(gain: Gain = 1.0, activation: Activation = "fixed") -> Strategy:
     """U(-a, a) with a = gain * sqrt(3 / fan_in), the choice for SELU.
 
     Args:
         gain: Factor on the bound, 0.5 to 2.
+        activation: `fixed` for the paper's constant 1, `observed` for the gain of the
+            function that the forward pass shows behind the layer (`activation_gain`).
 
     References:
         LeCun, Bottou, Orr & Mueller (1998), Efficient BackProp, eq. 16;
@@ -198,15 +223,17 @@ def lecun_uniform(gain: Gain = 1.0) -> Strategy:
         >>> round(lecun_uniform().initializer(ParamInfo(("w",), (2, 3), Role.WEIGHT, 3, 2)).high, 6)
         1.0
     """
-    return scheme(VarianceScaling(1, "fan_in", gain, "uniform", "LeCun"))
+    return scheme(VarianceScaling(1, "fan_in", gain, "uniform", "LeCun", activation))
 
 
 @strategy
-def lecun_normal(gain: Gain = 1.0) -> Strategy:
+def lecun_normal(gain: Gain = 1.0, activation: Activation = "fixed") -> Strategy:
     """N(0, std^2) with std = gain / sqrt(fan_in), the choice for SELU.
 
     Args:
         gain: Factor on std, 0.5 to 2.
+        activation: `fixed` for the paper's constant 1, `observed` for the gain of the
+            function that the forward pass shows behind the layer (`activation_gain`).
 
     References:
         LeCun, Bottou, Orr & Mueller (1998), Efficient BackProp, eq. 16;
@@ -216,78 +243,7 @@ def lecun_normal(gain: Gain = 1.0) -> Strategy:
         >>> lecun_normal().initializer(ParamInfo(("w",), (2, 4), Role.WEIGHT, 4, 2)).std
         0.5
     """
-    return scheme(VarianceScaling(1, "fan_in", gain, "normal", "LeCun"))
-
-
-@strategy
-def normal(std: Std = 0.02) -> Strategy:
-    """N(0, std^2) for every matrix, kernel and table, whatever its size.
-
-    Args:
-        std: Standard deviation, 1e-4 to 10.
-
-    Example:
-        >>> normal(0.05).initializer(ParamInfo(("w",), (2, 4), Role.WEIGHT)).std
-        0.05
-    """
-    return table_with(std, "one std for all", "normal")
-
-
-@strategy(search=False)
-def uniform(
-    bound: Annotated[float, Range(1e-4, 10.0, log=True, search=(0.01, 0.3))] = 0.05,
-) -> Strategy:
-    """U(-bound, bound) for every matrix, kernel and table; its std is bound / sqrt(3).
-
-    Args:
-        bound: Largest magnitude, 1e-4 to 10.
-
-    Example:
-        >>> uniform(0.3).initializer(ParamInfo(("w",), (2, 4), Role.WEIGHT)).high
-        0.3
-    """
-    return table_with(bound / math.sqrt(3), "one bound for all", "uniform")
-
-
-@strategy(search=False)
-def truncated_normal(std: Std = 0.02) -> Strategy:
-    """A normal cut at two standard deviations whose own std is `std`, for every matrix and table.
-
-    Args:
-        std: Standard deviation of what is drawn, 1e-4 to 10.
-
-    Example:
-        >>> truncated_normal().initializer(ParamInfo(("w",), (2, 4), Role.WEIGHT)).std
-        0.02
-    """
-    return table_with(std, "one std for all", "truncated")
-
-
-@strategy(search=False)
-def constant(value: Annotated[float, Range(-10.0, 10.0)] = 0.0) -> Strategy:
-    """The same value in every matrix, kernel and table; units stay equal, so layers cannot learn.
-
-    Args:
-        value: The constant, -10 to 10.
-
-    Example:
-        >>> constant(0.5).initializer(ParamInfo(("w",), (2, 4), Role.WEIGHT)).mean
-        0.5
-    """
-    rule = _Constant(value)
-    return Strategy(ByRole(weight=rule, embedding=rule))
-
-
-@dataclass(frozen=True, slots=True)
-class _Constant:
-    value: float
-
-    def __call__(self, info: ParamInfo) -> Distribution:  # noqa: ARG002
-        return Constant(self.value, reason="one value for all")
-
-
-def _as_built(info: ParamInfo) -> Distribution:  # noqa: ARG001
-    return Keep("as built")
+    return scheme(VarianceScaling(1, "fan_in", gain, "normal", "LeCun", activation))
 
 
 def _shaped(shape: Shape, std: float, reason: str) -> Distribution:

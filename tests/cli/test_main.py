@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 
 import lightning_init
+from lightning_init.cli.list import catalogue, markdown
 from lightning_init.cli.main import COMMANDS, main
 from lightning_init.health import findings as detectors
 from lightning_init.strategies import registry
@@ -118,3 +120,22 @@ def test_the_catalogue_fits_the_terminal(capsys, monkeypatch, columns):
         assert f"\n{entry.name} " in out
         for name in entry.parameters:
             assert f"{name}=" in out
+
+
+def test_the_catalogue_in_the_docs_is_the_one_of_the_registry():
+    page = (Path(__file__).parents[2] / "docs" / "schemes.md").read_text(encoding="utf-8")
+    _, begin, rest = page.partition("<!-- catalogue -->\n")
+    table, end, _ = rest.partition("\n<!-- end -->")
+    assert begin
+    assert end
+    wanted = markdown(catalogue()["strategies"])
+    assert table == wanted, "run: python docs/catalogue.py"
+
+
+def test_the_catalogue_says_what_each_scheme_needs_and_costs(capsys):
+    assert main(["list", "strategies"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for entry in registry.entries():
+        assert entry.name in printed
+        for need in entry.needs:
+            assert NEEDS[need].says.split()[-1] in printed

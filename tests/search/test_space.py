@@ -153,3 +153,17 @@ def test_the_distribution_has_the_axis_scale():
     whole = Axis(1, 8, whole=True).distribution
     assert (whole.low, whole.high, whole.step) == (1, 8, 1)
     assert math.isclose(Axis(0.1, 10, log=True).distribution.high, 10)
+
+
+def test_specs_are_candidates_as_they_are():
+    made = InitSpec("chain", {"steps": ["orthogonal", "lsuv"]}, seed=3)
+    space = Space((made, "orthogonal"))
+    assert space.names == ("keep", "chain(orthogonal, lsuv)", "orthogonal")
+    assert set(space.axes) == {"strategy", "gain"}
+    point = {"strategy": "chain(orthogonal, lsuv)", "gain": 1.5}
+    assert space.spec(point) == InitSpec("chain", {"steps": ["orthogonal", "lsuv"]})
+    assert space.spec({**point, "strategy": "orthogonal"}).params == {"gain": 1.5}
+    assert [r["strategy"] for r in space.recipes()] == list(space.names)
+    named = Space(("a.yaml", "orthogonal"), fixed={"a.yaml": made})
+    assert named.names == ("keep", "a.yaml", "orthogonal")
+    assert named.spec({"strategy": "a.yaml"}).strategy == "chain"
