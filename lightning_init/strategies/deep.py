@@ -17,6 +17,7 @@ from lightning_init.architecture.names import named_tensors
 from lightning_init.architecture.params import Architecture, ParamInfo, Role
 from lightning_init.strategies.branch_scales import deepnorm_alphas
 from lightning_init.strategies.distributions import Constant, Distribution, Normal
+from lightning_init.strategies.gate import Accept
 from lightning_init.strategies.initializers import ByRole, Initializer, keep, with_reason
 from lightning_init.strategies.omegas import profile
 from lightning_init.strategies.registry import Strategy, strategy
@@ -154,9 +155,9 @@ def tfixup(kind: Kind = "auto") -> Strategy:
     search=False,
     needs=("batch", "branches", "branch scales"),
     nearest="xavier_uniform",
-    cost="1 forward",
+    cost="1 forward, and 2 with backward to compare",
 )
-def admin() -> Strategy:
+def admin(accept: Accept = "better") -> Strategy:
     """Xavier; in LN(x + f_i(x) / omega_i), omega_i^2 = Var(x_0) + the sum of Var f_j over j < i.
 
     The first branch of a stream has omega 1, as in the authors' code. The variances are those of
@@ -164,6 +165,9 @@ def admin() -> Strategy:
     + f) = LN(x + f / omega), so the scales that `add_branch_scales_(model, "admin")` puts on the
     branches take 1 / omega in every channel. A scale that several branches share takes the
     largest omega.
+
+    Args:
+        accept: `better` puts the scales back to 1 if they made the model worse, `always` never.
 
     References:
         Liu, Liu, Gao, Chen & Han (2020), section 4.3, https://arxiv.org/abs/2004.08249
@@ -177,10 +181,10 @@ def admin() -> Strategy:
     def prepare(model: nn.Module, architecture: Architecture) -> Strategy:
         del model
         streams = tuple(branch.stream for branch in architecture.branches)
-        return made._replace(calibrate_=profile(streams), prepare=None)
+        return made._replace(calibrate_=profile(streams, accept), prepare=None)
 
     table = ByRole(weight=law, embedding=tied_table, other=_one)
-    made = Strategy(table, profile(()), on_top=_ScalesAtOne, prepare=prepare)
+    made = Strategy(table, profile((), accept), on_top=_ScalesAtOne, prepare=prepare)
     return made
 
 

@@ -338,6 +338,30 @@ def test_admin_does_not_depend_on_dropout_or_the_global_generator():
     assert torch.equal(*found)
 
 
+def test_admin_passes_the_gate_of_calibrations():
+    model, x = Deep("post", 18, scales=True), noise()
+    plan = initialize_(model, "admin", seed=0, forward=lambda: model(x))
+    (line,) = plan.calibrations
+    assert line.accepted
+    before, after = line.readings["chi"]
+    assert abs(math.log(after)) < abs(math.log(before))  # nearer to 1 than plain Post-LN
+
+
+def test_admin_is_taken_back_where_it_harms():
+    model, x = Deep("post", 3, scales=True), noise()
+
+    def forward():
+        # a model that cannot stand other scales than 1
+        return model(x) + (1 - model.branches[-1].scale).abs().sum() * 1e30**2
+
+    plan = initialize_(model, "admin", seed=0, forward=forward)
+    assert not plan.calibrations[0].accepted
+    assert all(bool((branch.scale == 1).all()) for branch in model.branches)
+    always = InitSpec("admin", {"accept": "always"})
+    assert initialize_(model, always, seed=0, forward=forward).calibrations[0].accepted
+    assert bool((model.branches[-1].scale != 1).all())
+
+
 def test_admin_in_a_chain_profiles_what_is_below():
     model, x = Deep("post", 3, scales=True), noise()
     spec = InitSpec("chain", {"steps": ["orthogonal", "admin"]})

@@ -220,6 +220,31 @@ def test_attention_without_square_products_is_refused(model, why):
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
 
 
+class Bare(nn.Module):
+    """Two attentions, one after the other, without residual branches."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16, bias=False) for _ in range(4))
+
+    def forward(self, x):
+        x = self.first(x, x, x, need_weights=False)[0]
+        q, k, v = (f(x).unflatten(-1, (4, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.o(y.transpose(1, 2).flatten(-2))
+
+
+def test_attentions_outside_of_branches_go_by_their_module():
+    model = Bare()
+    initialize_(model, "mimetic", seed=SEED, forward=lambda: model(torch.ones(1, 3, 16)))
+    first = model.first.out_proj.weight @ model.first.in_proj_weight[32:]
+    second = model.o.weight @ model.v.weight
+    for product, key in ((first, "first.in_proj_weight"), (second, "q.weight")):
+        wanted = target((key,), "value out", 0, 16, 0.4, -0.4)
+        assert off(product.detach().numpy().T, wanted) < 1e-5
+
+
 def test_attention_to_another_sequence_stays_as_below():
     module, forward = ZOO["t5"]()
     plan = make_plan(module, "mimetic", forward=forward)
