@@ -219,9 +219,7 @@ def mimetic(
             f"mimetic leaves {left.count(why)} attentions: {why}" for why in dict.fromkeys(left)
         ]
         if any(info.role is Role.POSITION for info in architecture):
-            notes.append(
-                "mimetic wants sinusoidal positions: fill the table, and freeze it or keep it"
-            )
+            notes.append("mimetic wants sinusoidal positions: the table here is drawn as below")
 
         def change(below: Initializer) -> Initializer:
             return Mimetic(below, members, alpha1, beta1, alpha2, beta2)

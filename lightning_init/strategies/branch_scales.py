@@ -151,7 +151,7 @@ def deepnorm_alphas(architecture: Architecture) -> dict[int, float]:
     encoders = [stack for stack in found if stack.attends and not stack.crosses]
     alphas = {}
     for stack in found:
-        if stack in decoders and encoders:
+        if stack in decoders:  # also where its encoder is another model
             alphas[stack.stream] = (3 * stack.layers) ** 0.25
         elif stack in encoders and decoders:
             layers = stack.layers**4 * decoders[0].layers

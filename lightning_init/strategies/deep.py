@@ -15,7 +15,9 @@ from torch import nn
 
 from lightning_init.architecture.names import named_tensors
 from lightning_init.architecture.params import Architecture, ParamInfo, Role
+from lightning_init.strategies.branch_scales import deepnorm_alphas
 from lightning_init.strategies.distributions import Constant, Distribution, Normal
+from lightning_init.strategies.gate import Accept
 from lightning_init.strategies.initializers import ByRole, Initializer, keep, with_reason
 from lightning_init.strategies.omegas import profile
 from lightning_init.strategies.registry import Strategy, strategy
@@ -94,12 +96,11 @@ def deepnorm(kind: Kind = "auto") -> Strategy:
     law = VarianceScaling(1, "fan_avg", 1.0, "normal", "Xavier")
 
     def prepare(model: nn.Module, architecture: Architecture) -> Strategy:
-        constants = {
-            stack.stream: _deepnorm(stack, partner)
-            for stack, partner in _attending(architecture, kind)
-        }
-        alphas = {stream: alpha for stream, (alpha, _) in constants.items()}
-        betas = {stream: beta for stream, (_, beta) in constants.items()}
+        found = _attending(architecture, kind)
+        betas = {stack.stream: _beta(stack, partner) for stack, partner in found}
+        alphas = {stack.stream: (2 * stack.layers) ** 0.25 for stack, _ in found}
+        if kind == "auto":
+            alphas = deepnorm_alphas(architecture)
         rule = _gained(law, "DeepNorm", betas, architecture)
         made = Strategy(ByRole(weight=rule, embedding=tied_table))
         return made._replace(notes=_alpha_notes(model, architecture, alphas))
@@ -154,9 +155,9 @@ def tfixup(kind: Kind = "auto") -> Strategy:
     search=False,
     needs=("batch", "branches", "branch scales"),
     nearest="xavier_uniform",
-    cost="1 forward",
+    cost="1 forward, and 2 with backward to compare",
 )
-def admin() -> Strategy:
+def admin(accept: Accept = "better") -> Strategy:
     """Xavier; in LN(x + f_i(x) / omega_i), omega_i^2 = Var(x_0) + the sum of Var f_j over j < i.
 
     The first branch of a stream has omega 1, as in the authors' code. The variances are those of
@@ -164,6 +165,9 @@ def admin() -> Strategy:
     + f) = LN(x + f / omega), so the scales that `add_branch_scales_(model, "admin")` puts on the
     branches take 1 / omega in every channel. A scale that several branches share takes the
     largest omega.
+
+    Args:
+        accept: `better` puts the scales back to 1 if they made the model worse, `always` never.
 
     References:
         Liu, Liu, Gao, Chen & Han (2020), section 4.3, https://arxiv.org/abs/2004.08249
@@ -177,10 +181,10 @@ def admin() -> Strategy:
     def prepare(model: nn.Module, architecture: Architecture) -> Strategy:
         del model
         streams = tuple(branch.stream for branch in architecture.branches)
-        return made._replace(calibrate_=profile(streams), prepare=None)
+        return made._replace(calibrate_=profile(streams, accept), prepare=None)
 
     table = ByRole(weight=law, embedding=tied_table, other=_one)
-    made = Strategy(table, profile(()), on_top=_ScalesAtOne, prepare=prepare)
+    made = Strategy(table, profile((), accept), on_top=_ScalesAtOne, prepare=prepare)
     return made
 
 
@@ -218,15 +222,13 @@ def _attending(architecture: Architecture, kind: Kind) -> list[tuple[Stack, Stac
     return [(stack, of_decoder if stack.crosses else decoders[0]) for stack in found]
 
 
-def _deepnorm(stack: Stack, partner: Stack | None) -> tuple[float, float]:
-    """Alpha and beta of a stack."""
+def _beta(stack: Stack, partner: Stack | None) -> float:
     layers = stack.layers
     if partner is None:
-        return (2 * layers) ** 0.25, (8 * layers) ** -0.25
+        return math.pow(8 * layers, -0.25)
     if stack.crosses:
-        return (3 * layers) ** 0.25, (12 * layers) ** -0.25
-    both = math.pow(layers**4 * partner.layers, 1 / 16)
-    return 0.81 * both, 0.87 / both
+        return math.pow(12 * layers, -0.25)
+    return 0.87 * math.pow(layers**4 * partner.layers, -1 / 16)
 
 
 def _tfixup(stack: Stack, is_decoder: bool) -> float:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_init.architecture.calls import tensors
 from lightning_init.architecture.names import named_tensors
+from lightning_init.architecture.opened import OPENED
 from lightning_init.architecture.operations import ADDITIONS, NORMS, kind
 from lightning_init.architecture.params import Role
 from lightning_init.strategies.calibration import Calibration
+from lightning_init.strategies.gate import Accept, gated
+from lightning_init.strategies.one_pass import without_dropout
 from lightning_init.strategies.plan import Forward, Plan
 from lightning_init.strategies.registry import Calibrator
-
-# Attention has its dropout inside: position of the argument `dropout_p`.
-_DROPOUT_P = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 10}
 
 
 class Profile(TorchFunctionMode):
@@ -52,14 +52,13 @@ class Profile(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        name = kind(func)
+        kwargs, name = kwargs or {}, kind(func)
+        if func in OPENED:
+            with self:
+                return OPENED[func](*args, **kwargs)
         if name == "dropout":
             return args[0] if args else kwargs["input"]
-        if func in _DROPOUT_P:
-            at = _DROPOUT_P[func]
-            args = (*args[:at], 0.0, *args[at + 1 :]) if len(args) > at else args
-            kwargs = {**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs
+        args, kwargs = without_dropout(func, name, args, kwargs)
         given = list(tensors((args, kwargs)))
         before = {id(tensor): _variance(tensor) for tensor in given if self._matters(name, given)}
         out = func(*args, **kwargs)
@@ -123,11 +122,12 @@ def omegas(
     return found
 
 
-def profile(streams: tuple[int, ...]) -> Calibrator:
+def profile(streams: tuple[int, ...], accept: Accept) -> Calibrator:
     """The calibration that writes 1 / omega into the scale of each residual branch.
 
     Args:
         streams: The stream of each branch of the model.
+        accept: Whether the gate may take the result back.
     """
 
     def calibrate(model: nn.Module, plan: Plan, forward: Forward) -> list[Calibration]:
@@ -138,28 +138,31 @@ def profile(streams: tuple[int, ...]) -> Calibrator:
         }
         scales = {names: t for names, t in named_tensors(model) if names in branches}
         mode = Profile({id(tensor): branches[names] for names, tensor in scales.items()})
-        with mode, torch.no_grad():
-            forward()
-        found = omegas(mode.variances, mode.inputs, streams)
-        with torch.no_grad():
-            for names, tensor in scales.items():
-                if branches[names] in found:
-                    tensor.fill_(1 / found[branches[names]])
-        return [_said(found, mode, len(scales))]
+
+        def work() -> tuple[str, float, float, str]:
+            with mode, torch.no_grad():
+                forward()
+            found = omegas(mode.variances, mode.inputs, streams)
+            with torch.no_grad():
+                for names, tensor in scales.items():
+                    tensor.fill_(1 / found.get(branches[names], 1.0))
+            passes = "1 forward to profile, 2 with backward to compare"
+            return "largest omega", 1.0, max(found.values(), default=1.0), passes
+
+        done = gated("admin", model, plan, forward, work, accept)
+        why = "; ".join(filter(None, (done.why, *_remarks(mode, len(scales)))))
+        return [replace(done, why=why)]
 
     return calibrate
 
 
-def _said(found: dict[int, float], mode: Profile, scales: int) -> Calibration:
-    why = []
-    if len(found) < scales:
-        why.append(f"{scales - len(found)} scales were not reached and stay at 1")
-    if other := sum(branch not in mode.normalized for branch in found):
-        why.append(f"{other} branches are not followed by a norm layer: Admin is for Post-LN")
-    largest = max(found.values(), default=1.0)
-    return Calibration(
-        "admin", "largest omega", 1.0, largest, why="; ".join(why), passes="1 forward"
-    )
+def _remarks(mode: Profile, scales: int) -> Iterator[str]:
+    """What was not as Admin expects it."""
+    reached = {branch for branch, _ in mode.variances}
+    if len(reached) < scales:
+        yield f"{scales - len(reached)} scales were not reached and stay at 1"
+    if other := len(reached - mode.normalized):
+        yield f"{other} branches are not followed by a norm layer: Admin is for Post-LN"
 
 
 def _variance(tensor: Tensor) -> float:

@@ -174,7 +174,7 @@ class OnePass(TorchFunctionMode):
             return args[0] if args else kwargs["input"]
         if name in _MULTIPLIES:
             return self._multiply(func, name, args, kwargs)
-        args, kwargs = _without_dropout(func, name, args, kwargs)
+        args, kwargs = without_dropout(func, name, args, kwargs)
         out = func(*args, **kwargs)
         if name in _FOLLOWED:
             at = 1 if name == "mul" and len(args) > 1 and id(args[1]) in self._known else 0
@@ -292,7 +292,7 @@ def _done(layer: Layer, change: Change, added: Tensor | None) -> Tensor:
     return out if added is None else out.add_(added)
 
 
-def _without_dropout(
+def without_dropout(
     func: Function, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call that has dropout inside, without it."""
