@@ -217,12 +217,9 @@ def prepared(model, name, params, seed=0):
     return model
 
 
-def best(build, name, params, steps, rates, shape=(64,), seeds=1):
-    return max(
-        train(prepared(build(), name, params, seed), steps, lr, shape)
-        for lr in rates
-        for seed in range(seeds)
-    )
+def learns(build, name, params, steps, rates, bar, shape=(64,)):
+    """Whether any learning rate brings the accuracy above a bar."""
+    return any(train(prepared(build(), name, params), steps, lr, shape) > bar for lr in rates)
 
 
 @pytest.mark.slow
@@ -242,9 +239,9 @@ def test_deep_tanh_nets_train_from_orthogonal_matrices_alone():
     chi = 1.178**50  # the norm of the gradient grows by sqrt(chi) per layer
     assert chi / 3 < ratios["unit variance"] < 3 * chi
     assert ratios["default"] < 1e-10
-    assert best(deep, "orthogonal", {}, 200, (0.003, 0.03)) > 0.88
-    assert best(deep, "torch_default", {}, 200, (0.003, 0.03)) < 0.3
-    assert best(deep, "normal", {"std": 1.0}, 200, (0.003, 0.03)) < 0.3
+    assert learns(deep, "orthogonal", {}, 200, (0.003, 0.03), 0.88)
+    assert not learns(deep, "torch_default", {}, 200, (0.003, 0.03), 0.3)
+    assert not learns(deep, "normal", {"std": 1.0}, 200, (0.003, 0.03), 0.3)
 
 
 @pytest.mark.slow
@@ -252,8 +249,8 @@ def test_a_hundred_tanh_layers():
     def deep():
         return mlp(100, nn.Tanh)
 
-    assert best(deep, "orthogonal", {}, 200, (0.003,)) > 0.88
-    assert best(deep, "orthogonal", {"activation": "observed"}, 200, (0.003,)) < 0.4
+    assert learns(deep, "orthogonal", {}, 200, (0.003, 0.03), 0.88)
+    assert not learns(deep, "orthogonal", {"activation": "observed"}, 200, (0.003,), 0.4)
 
 
 @pytest.mark.slow
@@ -261,22 +258,22 @@ def test_deep_relu_nets_need_kaiming_or_orthogonal_with_its_gain():
     def deep():
         return mlp(40, nn.ReLU)
 
-    rates, root = (0.003, 0.01), {"gain": 2**0.5}
-    assert best(deep, "torch_default", {}, 200, rates) < 0.3
-    assert best(deep, "xavier_normal", {}, 200, rates) < 0.3
-    assert best(deep, "kaiming_normal", {}, 200, rates, seeds=2) > 0.4
-    assert best(deep, "orthogonal", root, 200, rates, seeds=2) > 0.4
+    rates = (0.01, 0.003, 0.03)
+    assert not learns(deep, "torch_default", {}, 200, rates[:1], 0.3)
+    assert not learns(deep, "xavier_normal", {}, 200, rates[:1], 0.3)
+    assert learns(deep, "kaiming_normal", {}, 200, rates, 0.4)
+    assert learns(deep, "orthogonal", {"gain": 2**0.5}, 200, rates, 0.4)
     assert gradient_ratio(prepared(deep(), "torch_default", {})) < 1e-10
     assert 0.05 < gradient_ratio(prepared(deep(), "kaiming_normal", {})) < 5
 
 
 @pytest.mark.slow
 def test_plain_convolutions():
-    shape, root = (1, 8, 8), {"gain": 2**0.5}
+    shape = (1, 8, 8)
 
     def wrapped():
         return cnn(24, nn.ReLU, padding_mode="circular")
 
-    assert best(lambda: cnn(24, nn.ReLU), "torch_default", {}, 60, (0.03,), shape) < 0.3
-    assert best(wrapped, "kaiming_normal", {}, 150, (0.01, 0.03), shape) > 0.85
-    assert best(wrapped, "delta_orthogonal", root, 150, (0.01, 0.03), shape) > 0.85
+    assert not learns(lambda: cnn(12, nn.ReLU), "torch_default", {}, 40, (0.03,), 0.3, shape)
+    assert learns(wrapped, "kaiming_normal", {}, 120, (0.03, 0.01), 0.85, shape)
+    assert learns(wrapped, "delta_orthogonal", {"gain": 2**0.5}, 120, (0.01, 0.03), 0.85, shape)
