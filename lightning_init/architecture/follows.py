@@ -33,7 +33,7 @@ from lightning_init.architecture.quadrature import nodes
 COMPARISONS = frozenset({"gt", "lt", "ge", "le", "eq", "ne", "greater", "less"})
 POINTWISE = (ELEMENTWISE - CONVERSIONS - {"dropout", "rrelu"}) | frozenset(
     {
-        *("softsign", "hardshrink", "softshrink", "tanhshrink", "logsigmoid", "threshold", "sinc"),
+        *("softsign", "hardshrink", "softshrink", "tanhshrink", "logsigmoid", "_threshold", "sinc"),
         *(
             "log_sigmoid",
             "atan",

@@ -13,6 +13,8 @@ from lightning_init.architecture.parametrized import Derived
 from lightning_init.strategies.distributions import Distribution, reason_field
 from lightning_init.strategies.plan import PlanEntry
 
+# Nobody's own seed: a mask that was drawn from the same numbers would pick among them.
+_TRIAL = 0x1A2B3C4D5E6F
 _CLOSE = 0.01  # relative; more than what bfloat16 rounds off, less than what any rule means
 
 
@@ -120,7 +122,7 @@ def _tried(entry: PlanEntry, weights: list[Derived]) -> Distribution:
         copies = [weight.copied() for weight in weights]
     except Exception:  # it holds what cannot be copied: the draw itself will show
         return drawn
-    value, found = assign(entry, copies, Generator().manual_seed(0))
+    value, found = assign(entry, copies, Generator().manual_seed(_TRIAL))
     if is_close(found, value):
         return drawn
     found, by = found.float(), weights[0].kind

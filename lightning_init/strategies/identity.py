@@ -209,14 +209,15 @@ def _silenced(architecture: Architecture) -> frozenset[int]:
 
 def _scaled_to_zero(model: nn.Module, architecture: Architecture) -> frozenset[int]:
     """The residual branches that a learned scale makes 0: a last layer of 0 would never learn."""
-    tensors = dict(named_tensors(model))
-    return frozenset(
-        info.usage.within
-        for info in architecture
-        if info.role is Role.BRANCH_SCALE and info.usage is not None and info.usage.within >= 0
-        if not is_lazy(tensors[info.names]) and not tensors[info.names].is_meta
-        if not bool(tensors[info.names].any())
-    )
+    tensors, found = dict(named_tensors(model)), set()
+    for info in architecture:
+        usage, tensor = info.usage, tensors[info.names]
+        if info.role is not Role.BRANCH_SCALE or usage is None or usage.within < 0:
+            continue
+        if not is_lazy(tensor) and not tensor.is_meta and not bool(tensor.any()):
+            # one scale for several branches of a block is used once in each, one after the other
+            found |= set(range(usage.within, usage.within + usage.calls))
+    return frozenset(found)
 
 
 def _kept(info: ParamInfo) -> Distribution:  # noqa: ARG001
