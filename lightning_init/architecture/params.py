@@ -132,7 +132,9 @@ class ParamInfo:
         identity: For a norm's scale, the value that changes nothing: 1, or 0 where the model
             adds 1 itself.
         part: The name of the part that this describes, `""` for a whole tensor.
-        prior: For the bias of an output layer, the values that the labels of the batch suggest.
+        prior: For the bias of an output layer, the values that the labels of the batch suggest,
+            `()` where they are about even.
+        answer: For the same, the best constant output by these labels, even or not.
         evidence: What was seen, in words.
         channels: For each dimension the number of the set of neurons along it: tensors that share
             one connect; -1 where none was seen, `()` if connections are not known.
@@ -163,6 +165,7 @@ class ParamInfo:
     identity: float = 1.0
     part: str = ""
     prior: tuple[float, ...] = ()
+    answer: tuple[float, ...] = ()
     evidence: str = ""
     channels: tuple[int, ...] = ()
 
