@@ -158,7 +158,7 @@ class FirstStep:
     def norm_slopes(self, norm: Tensor) -> list[float]:
         """Derivatives of the gradient norm with respect to the factors."""
         self.backwards += 1
-        return self.chosen.slopes(self.loss.gradients(norm, self.chosen.parameters))
+        return self.chosen.slopes(self.loss.gradients_again(norm, self.chosen.parameters))
 
     def taken(
         self, gradient: Sequence[Tensor | None], norm: float, *, slopes: bool = True

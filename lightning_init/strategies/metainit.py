@@ -39,7 +39,7 @@ def gradient_quotient(loss: Loss, value: Tensor, eps: float) -> Tensor:
     found = loss.gradient(value)
     pairs = [(p, g) for p, g in zip(loss.parameters, found, strict=True) if g is not None]
     half = _total([g.square().sum() / 2 for _, g in pairs])
-    products = loss.gradients(half, [p for p, _ in pairs], create_graph=True)
+    products = loss.gradients_again(half, [p for p, _ in pairs], create_graph=True)
     terms = []
     for (_, g), product in zip(pairs, products, strict=True):
         sign = torch.ones_like(g).masked_fill(g.detach() < 0, -1)
