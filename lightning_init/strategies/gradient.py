@@ -28,7 +28,7 @@ _NEAREST = "lsuv"  # also calibrates, and needs no loss
 
 
 class Loss:
-    """The loss as a function of the weights: same random numbers in each call, in float32.
+    """The loss as a function of the weights: same random numbers in each call, no autocast.
 
     Attributes:
         parameters: All that training would change.
