@@ -28,7 +28,7 @@ _NEAREST = "lsuv"  # also calibrates, and needs no loss
 
 
 class Loss:
-    """The loss as a function of the weights: same random numbers in each call, in float32.
+    """The loss as a function of the weights: same random numbers in each call, no autocast.
 
     Attributes:
         parameters: All that training would change.
@@ -53,6 +53,7 @@ class Loss:
         self._rewind()
         with torch.enable_grad(), _Unmixed():
             given = self._forward()
+        self._rewind()  # who looks at the model next sees the same numbers, too
         loss = given.get("loss") if isinstance(given, Mapping) else given
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
             raise self.unsuitable(f"needs a loss, one number, but forward() gave {_words(given)}")
@@ -89,12 +90,21 @@ class Loss:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise unsuitable(
-                f"{self.scheme} differentiates several times, which this model does not support "
-                f"({error}): ",
-                _NEAREST,
-            ) from error
+            raise self._only_once(str(error)) from error
         return list(found)
+
+    def gradients_again(
+        self, of: Tensor, to: Sequence[Tensor], *, create_graph: bool = False
+    ) -> list[Tensor | None]:
+        """As `gradients`, of something that was made from gradients.
+
+        Raises:
+            UnsuitableError: If a layer's gradient has none: torch passes over a function that is
+                `once_differentiable` in silence, as if its gradient were constant.
+        """
+        if _ends_in_error(of):
+            raise self._only_once("a function is marked with @once_differentiable")
+        return self.gradients(of, to, create_graph=create_graph)
 
     def check_finite(self, **values: float) -> None:
         """Make sure that there is something to start from.
@@ -109,6 +119,13 @@ class Loss:
                     f"{name.replace('_', ' ')} is {value}: draw smaller weights (scale=0.1), or ",
                     _NEAREST,
                 )
+
+    def _only_once(self, why: str) -> UnsuitableError:
+        return unsuitable(
+            f"{self.scheme} differentiates several times, which this model does not support "
+            f"({why}): ",
+            _NEAREST,
+        )
 
     def unsuitable(self, text: str) -> UnsuitableError:
         """The error for a `forward` that cannot be used."""
@@ -213,6 +230,20 @@ class _Unmixed(TorchFunctionMode):
                 return func(*args, **kwargs)
         except RuntimeError:  # the user's code counts on autocast to join two types
             return func(*args, **kwargs)
+
+
+def _ends_in_error(of: Tensor) -> bool:
+    """Whether a part of a graph may not be differentiated."""
+    todo, seen = [of.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            return True
+        seen.add(node)
+        todo += [before for before, _ in node.next_functions]
+    return False
 
 
 def _words(given: object) -> str:

@@ -50,7 +50,8 @@ def gradinit(
 
     The paper evaluates the step on a batch that shares half of its samples with the one of g.
     `forward` decides: if it runs another batch in each call, the step is evaluated on another one,
-    and what is best is as noisy as they are. Random numbers (dropout) are the same in each call.
+    and what is best is as noisy as they are. Random numbers (dropout) are the same in each call,
+    autocast is off, and the model stays in its mode.
 
     As in the paper the objective is L, where the authors' code has L / eta: that matters for
     `grad_clip` alone. As there, each branch has moments of its own. Every tensor that the plan
@@ -158,7 +159,7 @@ class FirstStep:
     def norm_slopes(self, norm: Tensor) -> list[float]:
         """Derivatives of the gradient norm with respect to the factors."""
         self.backwards += 1
-        return self.chosen.slopes(self.loss.gradients(norm, self.chosen.parameters))
+        return self.chosen.slopes(self.loss.gradients_again(norm, self.chosen.parameters))
 
     def taken(
         self, gradient: Sequence[Tensor | None], norm: float, *, slopes: bool = True

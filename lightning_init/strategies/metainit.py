@@ -39,7 +39,7 @@ def gradient_quotient(loss: Loss, value: Tensor, eps: float) -> Tensor:
     found = loss.gradient(value)
     pairs = [(p, g) for p, g in zip(loss.parameters, found, strict=True) if g is not None]
     half = _total([g.square().sum() / 2 for _, g in pairs])
-    products = loss.gradients(half, [p for p, _ in pairs], create_graph=True)
+    products = loss.gradients_again(half, [p for p, _ in pairs], create_graph=True)
     terms = []
     for (_, g), product in zip(pairs, products, strict=True):
         sign = torch.ones_like(g).masked_fill(g.detach() < 0, -1)
@@ -72,9 +72,9 @@ def metainit(
     was critical before, 300 steps brought the accuracy from 0.95 to 0.22 while the quotient fell.
 
     The paper draws N(0, 1) inputs and random labels; here it is the loss and the batch of
-    `forward`, the same random numbers (dropout) in each step, in float32 and in the mode that the
-    model is in, where known code switches to eval. To do as the paper does, let `forward` draw
-    inputs and labels. Unlike the paper's code a norm at most halves in a step, so none passes 0.
+    `forward`, with the same random numbers (dropout) in each step, without autocast, and in the
+    mode that the model is in, where known code switches to eval. To do as the paper does, let
+    `forward` draw inputs and labels: it draws the same in each step. Unlike the paper's code a norm at most halves in a step, so none passes 0.
     Matrices of zeros have no direction and stay; frozen ones are left out.
 
     Args:

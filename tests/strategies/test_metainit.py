@@ -156,6 +156,32 @@ def test_a_norm_at_most_halves_in_a_step():
     assert float(model.weight.detach().norm()) == pytest.approx(start / 2**5, rel=1e-6)
 
 
+def test_a_move_that_was_cut_short_is_what_momentum_adds_to():
+    model, eps, lr, momentum = nn.Linear(1, 1, bias=False).double(), 1e-5, 0.05, 0.9
+    seen = []
+
+    def forward():
+        seen.append(abs(model.weight.item()))
+        return model(torch.ones(1, 1).double()).pow(4).sum()
+
+    metainit(model, forward, steps=12, lr=lr, momentum=momentum, eps=eps)
+    quotient = lambda w: (48 * w**5 + eps) / (4 * w**3 + eps)  # noqa: E731
+    norm = float(drawn(nn.Linear(1, 1, bias=False).double())["weight"].norm())
+    move, cut, norms = 0.0, [], [norm]
+    for _ in range(12):
+        rises = quotient(norm + 1e-7) > quotient(norm - 1e-7)
+        move = momentum * move - lr * (1 if rises else -1)
+        cut.append(norm + move < norm / 2)
+        moved = max(norm + move, norm / 2)
+        norm, move = moved, moved - norm
+        norms.append(norm)
+    after = [norms[i + 1] > norms[i] for i in range(12)]
+    assert any(cut)
+    assert any(after[cut.index(True) :]), "it turns after having been cut short"
+    first = next(i for i in range(len(seen)) if seen[i : i + 13] == pytest.approx(norms, rel=1e-5))
+    assert first < 4, "the analysis and the gate come before"
+
+
 def test_what_was_best_stays_not_what_came_last():
     model = small()
     start = drawn(model)
