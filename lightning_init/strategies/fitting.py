@@ -159,11 +159,9 @@ class Fitting:
         own = {name: cut for name, cut in self.cuts.items() if name not in self.statistics}
         changed = {name: cut.how for name, cut in own.items() if cut.how}
         missing = [i.name for i in self.infos if i.name not in own and i.name not in self.skipped]
-        used = {
-            self.matching.found[name]
-            for name in (*self.cuts, *self.skipped)
-            if name in self.matching.found
-        }
+        used = {self.matching.found.get(name) for name in (*self.cuts, *self.skipped)}
+        for info in self.infos if used else ():
+            used |= self.matching.names_of(info.names[1:])
         unused = [name for name in self.donor.tensors if name not in used]
         lines = [
             f"{self.scheme} from {self.donor.name}: {len(own)} of {len(self.infos)} tensors, "
