@@ -90,7 +90,7 @@ def match(
                 if old is not None:
                     found[own] = old
                     same += donor[old] == shape
-            score = (same, len(found), -len(source) - len(target))
+            score = (same + len(found), -len(source) - len(target))
             if score > best[0]:
                 best = (score, found, source, target)
     return Matching(best[1], best[2], best[3])

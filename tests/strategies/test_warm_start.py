@@ -13,10 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_init import InitSpec, analyze, initialize_, make_plan
+from lightning_init.architecture.names import named_tensors
+from lightning_init.architecture.plain import plain
 from lightning_init.strategies.distributions import Constant, Keep
 from lightning_init.strategies.donor import read_donor
 from lightning_init.strategies.loaded import Grown, Loaded
 from lightning_init.strategies.needs import UnsuitableError
+from tests.zoo import ZOO
 
 
 def net(seed=0, width=8, out=3):
@@ -499,6 +502,20 @@ def test_unrelated_models_are_refused(tmp_path):
     )
     with pytest.raises(UnsuitableError, match="covers"):
         make_plan(bert, start(tmp_path / "vit.pt"))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_model_takes_its_own_weights(name, tmp_path):
+    donor, _ = ZOO[name](0)
+    model, forward = ZOO[name](1)
+    torch.save(donor.state_dict(), tmp_path / "a.pt")
+    plan = make_plan(model, start(tmp_path / "a.pt"), forward=forward)
+    assert "100% of the parameters; 0 of them cut to fit, 0 skipped, 0 missing" in plan.notes[0]
+    initialize_(model, start(tmp_path / "a.pt"), seed=0, forward=forward, scope="all")
+    with plain(model), plain(donor):
+        theirs = {names: tensor for names, tensor in named_tensors(donor)}
+        for names, tensor in named_tensors(model):
+            assert torch.allclose(tensor, theirs[names], atol=1e-5), names
 
 
 def asset(package, path):
