@@ -64,7 +64,8 @@ def test_layers_of_equal_width_have_sets_of_their_own(tmp_path):
     sliced(donor, model, tmp_path, lambda: model(x))
     agree(donor, model, x)
     blind = mlp(5, 8, 8, 8, 3)  # sizes alone cannot tell the three layers apart
-    sliced(donor, blind, tmp_path)
+    plan = sliced(donor, blind, tmp_path)
+    assert "which neurons connect is told by their numbers alone" in plan.notes
     assert not torch.allclose(blind(x), donor(x), atol=1e-2)
 
 

