@@ -18,6 +18,7 @@ from lightning_init.architecture.operations import (
     FRESH,
     LOOKUPS,
     PRODUCTS,
+    SPLITS,
     TRANSPOSED,
 )
 
@@ -101,7 +102,7 @@ class _Sets:
             weight = self._only(op)
             self._axis(weight, 0)
             return self._axis(weight, len(weight.shape) - 1)
-        if op.kind in _MIXING:
+        if op.kind in _MIXING or (op.kind in SPLITS and self._unequal(op)):
             raise _Lost
         known = [self.flows[signal.op] for signal in op.signals]
         if op.kind == "scaled_dot_product_attention":
@@ -135,6 +136,14 @@ class _Sets:
             weight = op.weights[0][1]
             return self._axis(weight, len(weight.shape) - 1) if weight.shape else None
         return flow if op.kind not in FRESH else None
+
+    def _unequal(self, op: Op) -> bool:
+        """Whether a signal is split into pieces of several sizes: each is a set of its own."""
+        beside = (self.graph.ops[index] for index in self.graph.ops[op.inputs[0]].consumers)
+        pieces = {
+            other.out.shape for other in beside if other.kind in SPLITS and other.out is not None
+        }
+        return len(pieces) > 1
 
     def _side_by_side(self, op: Op) -> bool:
         """Whether signals are put next to each other along their features."""

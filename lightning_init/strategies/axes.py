@@ -144,7 +144,9 @@ def by_size(pairs: Sequence[Pair]) -> dict[tuple[str, int], Axis]:
     }
     found = {}
     for pair, dim, kind, base in listed:
-        smaller = [one for one in whole if _copies(base, one)]
+        # Flattened maps are taken, and fused parts are made, in copies only.
+        others = whole | (made if kind == "in" else used)
+        smaller = [one for one in others if _copies(base, one)]
         if base not in whole and kind != "rows" and smaller:
             base = max(smaller)
         copies = _copies(pair.sizes(dim), base)
@@ -177,8 +179,14 @@ def ends(axes: Mapping[tuple[str, int], Axis], pairs: Sequence[Pair]) -> dict[Ke
 
 
 def _is_read(info: ParamInfo, dim: int) -> bool:
-    """Whether a table is also the matrix of an output layer, which reads its columns."""
-    return info.role is Role.EMBEDDING and "tied" in info.flags and dim == len(info.shape) - 1
+    """Whether something reads what a tensor makes, though no tensor's columns show it.
+
+    A table may be the matrix of an output layer too, and queries meet keys.
+    """
+    if info.role is Role.EMBEDDING:
+        return "tied" in info.flags and dim == len(info.shape) - 1
+    attends = set(info.usage.attention.split("|")) if info.usage else set()
+    return bool(attends & {"query", "key"}) and dim == (out_dim(info) or 0)
 
 
 def _blocks(info: ParamInfo, dim: int) -> int:

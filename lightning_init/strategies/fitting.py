@@ -88,14 +88,11 @@ class Fitting:
         self.heads = self._heads(heads or donor.heads)
         self.cuts: dict[str, Cut] = {}
         self.skipped: dict[str, str] = {}
+        self.left: frozenset[str] = frozenset()
 
     def leave_heads(self) -> None:
-        """Take the output layers out."""
-        ended = {info.name for info in self.infos if _is_head(info)}
-        self.skipped.update(
-            dict.fromkeys((p.info.name for p in self.pairs if p.info.name in ended), "output layer")
-        )
-        self.pairs = [pair for pair in self.pairs if pair.info.name not in ended]
+        """Take nothing for the output layers."""
+        self.left = frozenset(info.name for info in self.infos if _is_head(info))
 
     def fit(self, mismatch: Mismatch, select: Select, rescale: Rescale, grow: bool = True) -> None:
         """Decide what goes into each tensor.
@@ -115,6 +112,7 @@ class Fitting:
                 "auto",
             )
         smaller = [p for p in other if any(a < b for a, b in map(p.sizes, range(p.donor.ndim)))]
+        smaller = [pair for pair in smaller if pair.info.name not in self.left]
         if smaller and not grow:
             raise unsuitable(
                 f"{self.scheme} needs a donor at least as large as the model, but "
@@ -125,7 +123,9 @@ class Fitting:
             self.skipped.update({p.info.name: f"other shape: {_says(p)}" for p in other})
             self.pairs = [pair for pair in self.pairs if pair not in other]
         for name, cut in Slicer(self.pairs, self.heads, select, rescale).cut().items():
-            if isinstance(cut, Cut):
+            if name in self.left:
+                self.skipped[name] = "output layer"
+            elif isinstance(cut, Cut):
                 self.cuts[name] = cut
             else:
                 self.skipped[name] = cut
@@ -159,11 +159,9 @@ class Fitting:
         own = {name: cut for name, cut in self.cuts.items() if name not in self.statistics}
         changed = {name: cut.how for name, cut in own.items() if cut.how}
         missing = [i.name for i in self.infos if i.name not in own and i.name not in self.skipped]
-        used = {
-            self.matching.found[name]
-            for name in (*self.cuts, *self.skipped)
-            if name in self.matching.found
-        }
+        used = {self.matching.found.get(name) for name in (*self.cuts, *self.skipped)}
+        for info in self.infos if used else ():
+            used |= self.matching.names_of(info.names[1:])
         unused = [name for name in self.donor.tensors if name not in used]
         lines = [
             f"{self.scheme} from {self.donor.name}: {len(own)} of {len(self.infos)} tensors, "
@@ -175,6 +173,8 @@ class Fitting:
         if changed:
             how = f"neurons by {self.select}" if self.select == "importance" else "evenly spaced"
             lines.append(f"cut to fit ({how}, inputs rescaled: {self.rescale}): {_listed(changed)}")
+            if not any(info.channels for info in self.infos):
+                lines.append("which neurons connect is told by their numbers alone")
         if self.skipped:
             lines.append(f"skipped: {_listed(self.skipped)}")
         if missing:
@@ -236,7 +236,8 @@ class Fitting:
         """Heads of the donor and of the model, for each tensor that makes queries, keys, values."""
         own = {}
         for info in self.infos:
-            if info.usage is not None and info.usage.num_heads > 1:
+            parts = set(info.usage.attention.split("|")) if info.usage else set()
+            if info.usage and parts & {"query", "key", "value"} and info.usage.num_heads > 1:
                 own[info.name] = info.usage.num_heads
         if not self.architecture.traced:
             for prefix, module in self.model.named_modules():

@@ -40,6 +40,11 @@ class Matching:
     source: str = ""
     target: str = ""
 
+    def names_of(self, names: Iterable[str]) -> set[str]:
+        """What the checkpoint may call a tensor of the model, which is tied if it has several."""
+        bare = (_stripped(name) for name in names)
+        return {f"{self.source}{name.removeprefix(self.target)}" for name in bare}
+
     def says(self) -> str:
         """The exchange of prefixes in words, `""` if there is none."""
         if self.source == self.target:
@@ -85,7 +90,7 @@ def match(
                 if old is not None:
                     found[own] = old
                     same += donor[old] == shape
-            score = (same, len(found), -len(source) - len(target))
+            score = (same + len(found), -len(source) - len(target))
             if score > best[0]:
                 best = (score, found, source, target)
     return Matching(best[1], best[2], best[3])

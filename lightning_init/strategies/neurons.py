@@ -85,8 +85,9 @@ def importance(members: Sequence[tuple[Pair, int, Axis]], size: int) -> Tensor:
         per = (pair.donor.float()[:, None] if rows is None else rows).square().sum(1)
         shape = (size, axis.copies) if axis.inner else (axis.copies, size)
         per = per.view(shape).sum(1 if axis.inner else 0)
-        if axis.kind in square:
-            square[axis.kind] += per
+        meets = axis.kind == "out" and pair.info.usage and pair.info.usage.attention == "key"
+        if axis.kind in square:  # keys read queries
+            square["in" if meets else axis.kind] += per
             if "tied" in pair.info.flags and pair.info.role is Role.EMBEDDING:
                 square["in"] += per  # the output layer reads it
         elif pair.info.role is Role.BIAS:
@@ -96,7 +97,7 @@ def importance(members: Sequence[tuple[Pair, int, Axis]], size: int) -> Tensor:
             scale = scale * (per.sqrt() / per.sqrt().mean().clamp_min(1e-12)).clamp_min(0)
     norms = sum(p.info.role is Role.NORM_SCALE for p, _, _ in members)
     scale = scale ** (1 / norms) if norms else scale
-    reads = any(axis.kind == "in" for _, _, axis in members)
+    reads = bool(square["in"].any())
     return square["out"].sqrt() * (square["in"].sqrt() if reads else 1.0) * scale
 
 

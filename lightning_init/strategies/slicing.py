@@ -154,7 +154,7 @@ class Slicer:
 def _kernel(pair: Pair) -> bool:
     """Whether two kernels are of different sizes, or in groups of different sizes."""
     is_matrix = pair.info.role in (Role.WEIGHT, Role.RECURRENT) and out_dim(pair.info) is not None
-    grouped = pair.info.layer.startswith("Conv") and pair.info.blocks > 1
+    grouped = out_dim(pair.info) is not None and len(pair.info.shape) > 2 and pair.info.blocks > 1
     differs = tuple(pair.donor.shape) != pair.info.shape
     if grouped and differs and pair.info.shape[1:2] != (1,):
         return True
