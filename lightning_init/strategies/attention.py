@@ -193,7 +193,7 @@ def mimetic(
         beta2: Identity that is subtracted in it, -2 to 2.
 
     References:
-        Trockman & Kolter (2023), section 3, https://arxiv.org/abs/2305.09828
+        Trockman & Kolter (2023), https://arxiv.org/abs/2305.09828
 
     Example:
         >>> import torch

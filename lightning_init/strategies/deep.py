@@ -83,7 +83,7 @@ def deepnorm(kind: Kind = "auto") -> Strategy:
             `encoder` and `decoder` take each stack by itself.
 
     References:
-        Wang et al. (2022), figure 2 and section 4.3, https://arxiv.org/abs/2203.00555
+        Wang et al. (2022), figure 2, https://arxiv.org/abs/2203.00555
 
     Example:
         >>> from lightning_init import make_plan
@@ -125,7 +125,7 @@ def tfixup(kind: Kind = "auto") -> Strategy:
             an encoder, whose form it has; `encoder` and `decoder` say it of all stacks.
 
     References:
-        Huang, Perez, Ba & Volkovs (2020), section 3.2,
+        Huang, Perez, Ba & Volkovs (2020), ICML,
         https://proceedings.mlr.press/v119/huang20f.html
 
     Example:
@@ -170,7 +170,7 @@ def admin(accept: Accept = "better") -> Strategy:
         accept: `better` puts the scales back to 1 if they made the model worse, `always` never.
 
     References:
-        Liu, Liu, Gao, Chen & Han (2020), section 4.3, https://arxiv.org/abs/2004.08249
+        Liu, Liu, Gao, Chen & Han (2020), https://arxiv.org/abs/2004.08249
 
     Example:
         >>> admin().initializer(ParamInfo(("scale",), (8,), Role.BRANCH_SCALE)).mean

@@ -113,7 +113,7 @@ def small() -> Strategy:
     residual branches goes by its own fan_in, a table by its own width.
 
     References:
-        Nguyen & Salazar (2019), section 2.2, https://arxiv.org/abs/1910.05895
+        Nguyen & Salazar (2019), https://arxiv.org/abs/1910.05895
 
     Example:
         >>> small().initializer(ParamInfo(("w",), (40, 10), Role.WEIGHT, fan_in=10)).std
@@ -136,7 +136,7 @@ def wang() -> Strategy:
     larger than the rest.
 
     References:
-        Black et al. (2022), section 2.1.2, https://arxiv.org/abs/2204.06745, who quote Wang (2021),
+        Black et al. (2022), https://arxiv.org/abs/2204.06745, who quote Wang (2021),
         https://github.com/kingoflolz/mesh-transformer-jax; Nguyen & Salazar (2019), see `small`
 
     Example:
