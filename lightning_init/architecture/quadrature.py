@@ -52,7 +52,7 @@ def activation_gain(activation: Activation) -> float:
 
     References:
         He et al. (2015), https://arxiv.org/abs/1502.01852, section 2.2, for other functions than
-        relu; Poole et al. (2016), eq. 3, https://arxiv.org/abs/1606.05340
+        relu; Poole et al. (2016), https://arxiv.org/abs/1606.05340
 
     Example:
         >>> round(activation_gain("relu"), 6), round(activation_gain("gelu"), 4)
@@ -77,7 +77,7 @@ def activation_chi(activation: Activation, gain: float | None = None) -> float:
         gain: sigma_w, None for the gain that keeps variance 1.
 
     References:
-        Schoenholz et al. (2017), eq. 6, https://arxiv.org/abs/1611.01232
+        Schoenholz et al. (2017), https://arxiv.org/abs/1611.01232
 
     Example:
         >>> round(activation_chi("tanh"), 3), round(activation_chi("relu"), 6)

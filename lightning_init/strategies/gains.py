@@ -15,6 +15,8 @@ Activation = Annotated[Literal["fixed", "observed"], UNSEARCHED]
 def observed_gain(info: ParamInfo) -> tuple[float, str]:
     """1 / sqrt(E[phi(z)^2]) of the function phi that follows a layer, and what to say of it.
 
+    The function behind the layer counts, as with `torch.nn.init.calculate_gain`: what undoes it is
+    the next layer's scale, which is the same in a net of one activation but for its first and last.
     Without a forward pass the modules suggest the function; where it is unknown, the gain is 1.
 
     Example:

@@ -46,7 +46,7 @@ class Identity:
 
 @strategy(aliases=("eye", "dirac"), search=False)
 def identity(gain: Factor = 1.0, fill: Literal["zero", "repeat"] = "zero") -> Strategy:
-    """W[i, j] = gain where i = j, else 0; a kernel has it at its centre tap (Dirac); zero bias.
+    """W_ij = gain where i = j, else 0; a kernel has it at its centre tap (Dirac); zero bias.
 
     It is laid into each gate, block, expert and group of its own; the centre tap is size // 2. A
     hidden-to-hidden matrix gets it too, which for ReLU nets is the IRNN of Le, Jaitly & Hinton.

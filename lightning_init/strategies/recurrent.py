@@ -164,7 +164,7 @@ def chrono(
         gain: Every singular value of the hidden-to-hidden matrices, 0.5 to 2.
 
     References:
-        Tallec & Ollivier (2018), eq. 16, https://arxiv.org/abs/1804.11188
+        Tallec & Ollivier (2018), https://arxiv.org/abs/1804.11188
 
     Example:
         >>> from lightning_init import make_plan

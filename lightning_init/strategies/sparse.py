@@ -133,7 +133,7 @@ def sparse_aware(
         activation: `observed` puts the gain of the function that follows for the factor sqrt(2).
 
     References:
-        Evci, Ioannou, Keskin & Dauphin (2022), eq. 2 and 3, https://arxiv.org/abs/2010.03533
+        Evci, Ioannou, Keskin & Dauphin (2022), https://arxiv.org/abs/2010.03533
 
     Example:
         >>> from lightning_init import make_plan
