@@ -32,7 +32,7 @@ from lightning_init.strategies.passes import changed, shown, targets
 
 # This very file has the name of the package.
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
-from lsuv.lsuvinit import LSUVinit
+from lsuv.lsuvinit import LSUVinit  # noqa: E402
 
 RESNETS = {
     "ResNet-18": ResNetConfig(
@@ -86,7 +86,7 @@ def main() -> None:
             continue
         model = Logits(config).eval()
         spec = InitSpec("lsuv", {"accept": "always", "include_head": True})
-        plan = make_plan(model, spec, forward=lambda: model(x))
+        plan = make_plan(model, spec, forward=lambda: model(x))  # noqa: B023
         apply_(model, plan, seed=0)
 
         def listed(own: nn.Module) -> list:

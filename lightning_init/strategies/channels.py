@@ -18,7 +18,7 @@ from lightning_init.strategies.distributions import Distribution, Normal
 from lightning_init.strategies.gate import Accept, gated
 from lightning_init.strategies.initializers import ByRole
 from lightning_init.strategies.one_pass import Change, Layer, lies_in
-from lightning_init.strategies.passes import changed, shown, targets
+from lightning_init.strategies.passes import changed, few, shown, targets
 from lightning_init.strategies.plan import Forward, Plan
 from lightning_init.strategies.registry import Strategy, strategy
 from lightning_init.strategies.variance import tied_table
@@ -60,8 +60,8 @@ class Channels:
             others, values = [1], layer.product.float()[:, None]
         else:
             values = layer.product.float()
-        variance, mean = torch.var_mean(values, others, correction=0)
-        std = variance.sqrt()
+        centered = values - (mean := values.mean(others, keepdim=True))
+        std, mean = centered.square().mean(others).sqrt(), mean.flatten()
         alive = std > _CONSTANT * torch.maximum(mean.abs(), torch.full_like(mean, goal))
         bias = layer.bias
         if bias is None or not self._takes(bias, channels):
@@ -90,17 +90,12 @@ class Channels:
         """What was left alone, in words."""
         said = []
         if self.unbiased:
-            said.append(f"no bias takes the means of {_few(self.unbiased)}: only the std")
+            said.append(f"no bias takes the means of {few(self.unbiased)}: only the std")
         if self.mixed:
-            said.append(f"{_few(self.mixed)} as drawn: channels not along one dimension")
+            said.append(f"{few(self.mixed)} as drawn: channels not along one dimension")
         if self.constant:
             said.append(f"{self.constant} constant channels as drawn")
         return "; ".join(said)
-
-
-def _few(names: Iterable[str]) -> str:
-    first, *more = names
-    return f"{first} and {len(more)} more" if more else first
 
 
 def _direction(info: ParamInfo) -> Distribution:  # noqa: ARG001

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from lightning_init.architecture.calls import tensors
 from lightning_init.architecture.names import named_tensors
-from lightning_init.architecture.preserve import preserved
+from lightning_init.architecture.preserve import keep_rng, preserved
 from lightning_init.architecture.probe import Probe, euclidean
 from lightning_init.architecture.readings import LayerReading
 from lightning_init.strategies.calibration import Calibration
@@ -136,7 +136,9 @@ def gated(
         if names[0] in written and accept == "better"
     ]
     before = read(model, forward)
+    same_draws = keep_rng()  # what is random in a forward pass is so alike in all of them
     objective, start, end, passes = work()
+    same_draws()
     after = read(model, forward)
     why = worse(before, after)
     accepted = accept == "always" or not why

@@ -57,17 +57,12 @@ class Target:
 
 
 class Known(NamedTuple):
-    """A tensor that stands for a weight.
+    """A tensor that stands for a weight."""
 
-    Attributes:
-        tensor: The tensor, kept alive: an id is only unique while its tensor lives.
-        target: The weight.
-        labels: For each dimension of the weight the index that an element comes from; None if the
-            tensor is the weight itself, `()` if unknown.
-    """
-
-    tensor: Tensor
+    tensor: Tensor  # kept alive: an id is only unique while its tensor lives
     target: Target
+    # For each dimension of the weight the index that an element comes from; None if the tensor is
+    # the weight itself, () if unknown.
     labels: tuple[Tensor, ...] | None = None
 
 

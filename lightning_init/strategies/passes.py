@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -71,6 +71,17 @@ def changed(forward: Forward, listed: list[Target], made: Callable[[], V]) -> V:
         with _open(), OnePass(listed, visit), torch.enable_grad():
             forward()
     return visit
+
+
+def few(names: Iterable[str]) -> str:
+    """Names in a few words.
+
+    Example:
+        >>> few(["a", "b", "c"])
+        'a and 2 more'
+    """
+    first, *more = names
+    return f"{first} and {len(more)} more" if more else first
 
 
 @contextmanager

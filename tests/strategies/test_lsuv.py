@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -325,3 +326,239 @@ def test_a_forward_that_fails_leaves_the_weights_as_they_were():
     with pytest.raises(RuntimeError, match="no more"):
         initialize_(model, "lsuv", seed=0, forward=forward)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+# -- parameters that take other ways --
+
+
+def measured(plan):
+    (line,) = plan.calibrations
+    assert line.objective.startswith("largest |std - ")
+    return line
+
+
+@pytest.mark.parametrize("name", sorted(set(ZOO) - {"spectral_normed", "pixel_cnn"}))
+def test_what_the_report_says_of_every_model(name):
+    """T12: each calibrated output within 1e-5, measured in a pass of its own."""
+    model, forward = ZOO[name]()
+    plan = lsuv(model, forward, accept="always")
+    if name in ("lstm", "bi_lstm", "gru", "gru_cell", "padded"):
+        assert not measured(plan).after > 1e-5
+    else:
+        assert measured(plan).after < 1e-5
+    if name == "lstm":
+        assert "no output of lstm.weight_ih_l0 and 3 more is seen" in measured(plan).why
+
+
+def test_attention_with_other_widths_for_key_and_value():
+    torch.manual_seed(0)
+    attend = nn.MultiheadAttention(8, 2, kdim=6, vdim=5, batch_first=True)
+    head = nn.Linear(8, 2)
+    model = nn.ModuleList([attend, head])
+    q, k, v = noise(4, 7, 8), 3 * noise(4, 9, 6), noise(4, 9, 5) / 2
+    lsuv(model, lambda: head(attend(q, k, v)[0]))
+    with torch.no_grad():
+        for x, weight in (
+            (q, attend.q_proj_weight),
+            (k, attend.k_proj_weight),
+            (v, attend.v_proj_weight),
+        ):
+            assert float((x @ weight.T).std(correction=0)) == pytest.approx(1, abs=1e-5)
+        out = attend(q, k, v)[0]
+    assert float(out.std(correction=0)) == pytest.approx(1, abs=1e-5)
+
+
+def test_one_fused_matrix_that_is_used_piece_by_piece():
+    """Cross attention splits `in_proj_weight`: the query takes one piece, key and value another."""
+    torch.manual_seed(0)
+    attend, head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 2)
+    model = nn.ModuleList([attend, head])
+    q, k = noise(4, 7, 8), 3 * noise(4, 9, 8)
+    lsuv(model, lambda: head(attend(q, k, k)[0]))
+    for x, rows in ((q, slice(0, 8)), (k, slice(8, 16)), (k, slice(16, 24))):
+        out = x @ attend.in_proj_weight.detach()[rows].T
+        assert float(out.std(correction=0)) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("way", ["masked", "transposed", "einsum", "cast", "scaled", "experts"])
+def test_a_weight_on_its_way_to_the_product(way):
+    x, shape = 3 * noise(64, 6), (2, 6, 5) if way == "experts" else (6, 5)
+    model = nn.ParameterDict({"w": nn.Parameter(noise(*shape)), "v": nn.Parameter(noise(5, 2))})
+    model.register_buffer("mask", (torch.arange(30).reshape(6, 5) % 3 > 0).float())
+
+    def out():
+        w = model["w"]
+        match way:
+            case "masked":
+                return x @ (model.mask * w)
+            case "transposed":
+                return F.linear(x, w.transpose(0, 1))
+            case "einsum":
+                return torch.einsum("bi,io->bo", x, w)
+            case "cast":
+                return (x.double() @ w.double()).float()
+            case "scaled":
+                return x @ (0.1 * w / 7)
+        return torch.bmm(x.reshape(2, 32, 6), w).reshape(64, 5)
+
+    lsuv(model, lambda: out().relu() @ model["v"])
+    assert float(out().detach().std(correction=0)) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_cast_weight_that_is_used_again():
+    """The second use sees the scaled weight, also where it is a copy."""
+    model = nn.ParameterDict({"w": nn.Parameter(noise(6, 6)), "v": nn.Parameter(noise(6, 2))})
+    x, seen = 5 * noise(64, 6), []
+
+    def forward():
+        w = model["w"].double()
+        h = (x.double() @ w).tanh() @ w
+        seen.append(h.detach().clone())
+        return h.float() @ model["v"]
+
+    lsuv(model, forward)
+    forward()
+    assert torch.allclose(seen[-3], seen[-1])  # in the calibrating pass and afterwards
+
+
+def test_bfloat16_is_measured_in_float32():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 2))
+    model.bfloat16()
+    x = noise(256, 64).bfloat16()
+    line = measured(lsuv(model, lambda: model(x)))
+    assert line.after < 0.01  # what a weight of 8 bits can hold
+    assert model[0].weight.dtype is torch.bfloat16
+
+
+def test_zeros_that_were_drawn_stay_without_a_warning():
+    model, forward = ZOO["relu_mlp"]()
+    spec = InitSpec("lsuv", overrides={"3.weight": "constant"})
+    initialize_(model, spec, seed=0, forward=forward)
+    assert not bool(model[3].weight.any())
+
+
+@pytest.mark.parametrize("steps", [["orthogonal", "lsuv"], ["xavier_uniform", "gpt2", "lsuv"]])
+def test_in_a_chain_it_calibrates_what_is_there(steps):
+    model, forward = ZOO["relu_mlp"]()
+    below, other = ZOO["relu_mlp"]()
+    initialize_(below, InitSpec("chain", {"steps": steps[:-1]}), seed=0, forward=other)
+    plan = initialize_(model, InitSpec("chain", {"steps": steps}), seed=0, forward=forward)
+    assert measured(plan).after < 1e-5
+    ratio = model[3].weight.detach() / below[3].weight.detach()
+    assert float(ratio.std() / ratio.mean()) == pytest.approx(0, abs=1e-5)
+
+
+def test_branches_that_share_one_variance():
+    """With `residual`, each branch adds 1/L: the stream's variance does not grow with depth."""
+
+    class Net(nn.Module):
+        def __init__(self, depth):
+            super().__init__()
+            self.stem = nn.Linear(32, 32)
+            self.branches = nn.ModuleList(
+                nn.Sequential(nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+                for _ in range(depth)
+            )
+            self.head = nn.Linear(32, 4)
+
+        def forward(self, x):
+            x = self.stem(x)
+            for branch in self.branches:
+                x = x + branch(x)
+            self.__dict__["stream"] = x
+            return self.head(x)
+
+    torch.manual_seed(0)
+    model, x = Net(16), noise(128, 32)
+    lsuv(model, lambda: model(x), residual=True)
+    found = stds(model, lambda: model(x))
+    assert found[0] == pytest.approx(1, abs=1e-5)
+    assert found[1:-1:2] == pytest.approx([1] * 16, abs=1e-5)
+    assert found[2:-1:2] == pytest.approx([0.25] * 16, abs=1e-5)
+    aware = float(model.stream.std())
+    lsuv(model, lambda: model(x))
+    model(x)
+    assert aware < 1.8  # sqrt(2) where branches are independent
+    assert float(model.stream.detach().std()) > 3.5  # sqrt(17)
+
+
+def test_no_graph_is_built_while_calibrating():
+    model, run = ZOO["relu_mlp"]()
+    grads = []
+
+    def forward():
+        out = run()
+        grads.append(out.requires_grad)
+        return out
+
+    plan = make_plan(model, "lsuv", forward=forward)
+    with pytest.warns(UserWarning, match="only drawn"):
+        apply_(model, plan, seed=0)
+    grads.clear()
+    calibrate_(model, plan, forward)
+    assert grads == [True, False, True]
+
+
+# -- small-scale results (SCHEMES.md, T1 and T2): trains, or does not --
+
+
+def digits():
+    x, y = load_digits(return_X_y=True)
+    x, y = torch.tensor(x, dtype=torch.float32), torch.tensor(y)
+    x = (x - x.mean(0)) / (x.std(0) + 1e-2)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    return (x[order[:1400]], y[order[:1400]]), (x[order[1400:]], y[order[1400:]])
+
+
+def deep(depth, activation, seed):
+    torch.manual_seed(seed)
+    layers = [each for _ in range(depth) for each in (nn.Linear(64, 64), activation())]
+    return nn.Sequential(*layers, nn.Linear(64, 10))
+
+
+def accuracy(depth, activation, strategy, seed, lr, steps=200):
+    """On held-out digits, after SGD with momentum 0.9, gradients clipped at 1."""
+    (x, y), (test_x, test_y) = digits()
+    model = deep(depth, activation, seed)
+    plan = initialize_(
+        model, strategy, seed=seed, forward=lambda: F.cross_entropy(model(x[:256]), y[:256])
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    order = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        rows = torch.randint(len(x), (64,), generator=order)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[rows]), y[rows]).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    with torch.no_grad():
+        return float((model(test_x).argmax(-1) == test_y).float().mean()), plan
+
+
+ALWAYS = InitSpec("lsuv", {"accept": "always"})
+
+
+@pytest.mark.slow
+def test_unit_variance_fails_in_a_deep_tanh_net_and_is_taken_back():
+    """T1 at 100 layers: LSUV .106, orthogonal .94; the gate keeps the latter."""
+    kept, plan = accuracy(100, nn.Tanh, "lsuv", 0, 0.01)
+    assert not plan.calibrations[0].accepted
+    assert kept > 0.85
+    forced, plan = accuracy(100, nn.Tanh, ALWAYS, 0, 0.01)
+    assert forced < 0.4
+    line = plan.calibrations[0]
+    assert line.why.startswith("kept although")
+    # Mean field: 1.178 per layer at unit variance; 1.178^50 within a factor of 3.
+    assert 1.178**50 / 3 < line.readings["chi"][1] ** 49.5 < 1.178**50 * 3
+
+
+@pytest.mark.slow
+def test_lsuv_trains_a_deep_rectifier_net():
+    """T2 at 40 layers: LSUV .69, the default of PyTorch .10, Xavier .09."""
+    found, plan = accuracy(40, nn.ReLU, "lsuv", 0, 0.01)
+    assert plan.calibrations[0].accepted
+    best = max(found, *(accuracy(40, nn.ReLU, "lsuv", seed, 0.01)[0] for seed in (1, 2)))
+    assert best > 0.4
+    for baseline in ("keep", "xavier_normal"):
+        assert accuracy(40, nn.ReLU, baseline, 0, 0.01)[0] < 0.2
