@@ -155,7 +155,7 @@ def _merged(info: ParamInfo, fact: Fact | None) -> ParamInfo:
     if info.layer == "LSTM" and "weight_hr_" in info.name:  # projects what has passed the tanh
         usage = replace(usage, nonlinearity="linear")
     info = replace(info, usage=usage, parts=fact.parts or info.parts, identity=fact.identity)
-    info = replace(info, prior=fact.prior)
+    info = replace(info, prior=fact.prior, answer=fact.answer)
     return replace(info, evidence=evidence(info, why))
 
 

@@ -129,7 +129,9 @@ class ParamInfo:
         identity: For a norm's scale, the value that changes nothing: 1, or 0 where the model
             adds 1 itself.
         part: The name of the part that this describes, `""` for a whole tensor.
-        prior: For the bias of an output layer, the values that the labels of the batch suggest.
+        prior: For the bias of an output layer, the values that the labels of the batch suggest,
+            `()` where they are about even.
+        answer: For the same, the best constant output by these labels, even or not.
         evidence: What was seen, in words.
         traits: Facts of the whole model: `attention`, `convolution`, `recurrence`, `norm`,
             `tied table`, and the activations it uses.
@@ -158,6 +160,7 @@ class ParamInfo:
     identity: float = 1.0
     part: str = ""
     prior: tuple[float, ...] = ()
+    answer: tuple[float, ...] = ()
     evidence: str = ""
 
     @property

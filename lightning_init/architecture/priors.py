@@ -2,7 +2,8 @@
 
 A bias at the log prior of the classes (or at the mean target) lets training start at the loss of a
 constant guess. It is suggested only where the labels are clearly uneven: on balanced ones a batch's
-counts are noise. Where the loss is computed in the observed pass, its labels are at hand.
+counts are noise. Where the loss is computed in the observed pass, its labels are at hand. The
+answer itself, even or not, is at hand too, for a scheme that is asked for it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_init.architecture.calls import Op
 from lightning_init.architecture.graph import Graph
-from lightning_init.architecture.operations import CONVERSIONS, MOVEMENTS
+from lightning_init.architecture.operations import CONVERSIONS, CONVOLUTIONS, MOVEMENTS
 
 LOSSES = frozenset(
     {
@@ -22,6 +24,8 @@ LOSSES = frozenset(
         *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"),
     }
 )
+ANSWERED = LOSSES | {"binary_cross_entropy"}
+_LINKS = {"nll_loss": "log_softmax", "binary_cross_entropy": "sigmoid"}  # from logits to scores
 _CLEAR = 4.0  # standard errors from even labels
 _PER_CLASS = 5  # labels per class, on average, below which counts say nothing
 
@@ -79,17 +83,72 @@ def _classes(scores: Tensor, target: Tensor) -> tuple[float, ...]:
     return tuple((logs - logs.mean()).tolist())
 
 
+def answer(kind: str, scores: Tensor, target: object, feature: int = -1) -> tuple[float, ...]:
+    """The logits, or values, of the best constant output, `()` if the labels do not tell.
+
+    Log frequencies of classes, the logit of a frequency, or the mean target. What was never seen
+    counts as half a label.
+
+    Args:
+        kind: One of `ANSWERED`.
+        scores: What the model put out, (N, C, ...) for classes.
+        target: Class indices, their probabilities, or values of the same shape.
+        feature: The dimension of output features where `target` has the shape of `scores`.
+
+    Returns:
+        One value per output feature.
+
+    Example:
+        >>> ones = torch.tensor([[1.0]] * 30 + [[0.0]] * 10)
+        >>> found = answer("binary_cross_entropy_with_logits", torch.zeros(40, 1), ones)
+        >>> round(found[0], 4)  # log 3
+        1.0986
+    """
+    if not isinstance(target, Tensor) or target.is_meta or not target.numel() or not scores.ndim:
+        return ()
+    target = target.detach()
+    softmax = kind in ("cross_entropy", "nll_loss")
+    if softmax and not target.is_floating_point():
+        classes = scores.shape[min(1, scores.ndim - 1)]
+        counted = target[(target >= 0) & (target < classes)].flatten()  # others are ignored
+        counts = torch.bincount(counted.cpu(), minlength=classes).double()
+    elif target.shape == scores.shape and target.is_floating_point():
+        at = min(1, target.ndim - 1) if softmax else feature
+        rows = target.double() if target.ndim > 1 or softmax else target.double()[:, None]
+        features = rows.shape[at]
+        rows = rows.movedim(at, -1).reshape(-1, features).cpu()
+        if "binary" in kind:
+            ones = rows.sum(0)
+            return tuple((ones.clamp(min=0.5) / (len(rows) - ones).clamp(min=0.5)).log().tolist())
+        if not softmax:
+            return tuple(rows.mean(0).tolist())
+        counts = rows.sum(0)
+    else:
+        return ()
+    if not bool(counts.any()):
+        return ()
+    some = counts.where(counts > 0, torch.full_like(counts, 0.5))
+    return tuple((some / some.sum()).log().tolist())
+
+
+def answers(graph: Graph) -> dict[int, tuple[float, ...]]:
+    """By the id of an output layer's bias, the constant that answers the labels best."""
+    return _of_biases(graph, "answer", _LINKS)
+
+
 def priors(graph: Graph) -> dict[int, tuple[float, ...]]:
     """By the id of an output layer's bias, the values that the labels of the batch suggest."""
+    return _of_biases(graph, "labels", {})
+
+
+def _of_biases(graph: Graph, key: str, links: dict[str, str]) -> dict[int, tuple[float, ...]]:
     found: dict[int, tuple[float, ...]] = {}
     for op in graph.ops:
-        values: tuple[float, ...] = op.seen.get("labels", ())
-        if not values:
+        if not op.seen.get(key):
             continue
-        index = op.signals[0].op
-        while graph.ops[index].kind in MOVEMENTS | CONVERSIONS and graph.ops[index].inputs:
-            index = graph.ops[index].inputs[0]
-        layer = graph.ops[index]
+        layer = _source(graph, op, links.get(op.kind, ""))
+        channels = layer.kind in CONVOLUTIONS and key == "answer"
+        values: tuple[float, ...] = op.seen["channels" if channels else key]
         for place, weight in layer.weights:
             size = math.prod(weight.shape)
             if layer.product is not None and place != layer.matrix and size == len(values):
@@ -97,8 +156,22 @@ def priors(graph: Graph) -> dict[int, tuple[float, ...]]:
     return found
 
 
-def observed(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
-    """`labels` of a call as it was made."""
+def _source(graph: Graph, loss: Op, link: str) -> Op:
+    """The layer whose result, at most rearranged, a loss takes."""
+    index = loss.signals[0].op
+    while graph.ops[index].kind in MOVEMENTS | CONVERSIONS | {link} and graph.ops[index].inputs:
+        index = graph.ops[index].inputs[0]
+    return graph.ops[index]
+
+
+def observed(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a call of a loss shows: `labels`, and `answer` by features and by channels."""
     scores = args[0] if args else kwargs.get("input")
     target = args[1] if len(args) > 1 else kwargs.get("target")
-    return labels(kind, scores, target) if isinstance(scores, Tensor) else ()
+    if not isinstance(scores, Tensor):
+        return {}
+    return {
+        "labels": labels(kind, scores, target) if kind in LOSSES else (),
+        "answer": answer(kind, scores, target),
+        "channels": answer(kind, scores, target, min(1, max(scores.ndim - 1, 0))),
+    }

@@ -12,7 +12,7 @@ from lightning_init.architecture.graph import Graph
 from lightning_init.architecture.nonlinearity import Nonlinearities
 from lightning_init.architecture.operations import ACTIVATIONS, CONVOLUTIONS, NORMS
 from lightning_init.architecture.params import BranchInfo, Part, Role, Usage
-from lightning_init.architecture.priors import priors
+from lightning_init.architecture.priors import answers, priors
 from lightning_init.architecture.residual import Branch, bare_scales, residual_branches
 from lightning_init.architecture.roles import role_of
 
@@ -36,6 +36,7 @@ class Fact:
     parts: tuple[Part, ...] = ()
     identity: float = 1.0
     prior: tuple[float, ...] = ()
+    answer: tuple[float, ...] = ()
     why: str = ""
 
 
@@ -75,6 +76,8 @@ def read(ops: list[Op]) -> Reading:
         facts[parameter] = _fact(graph, role, usage, parts_in_attention, pieces, parameter, used[0])
     for bias, values in priors(graph).items():
         facts[bias] = replace(facts[bias], prior=values)
+    for bias, values in answers(graph).items():
+        facts[bias] = replace(facts[bias], answer=values)
     traits = _traits(graph, functions, bool(parts_in_attention))
     described = tuple(BranchInfo(b.layers, b.stream, b.attends, b.crosses) for b in branches)
     return Reading(facts, described, traits)

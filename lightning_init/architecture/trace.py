@@ -65,7 +65,7 @@ def trace(model: nn.Module, forward: Callable[[], object]) -> list[Op]:
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer hides its parts
     try:
-        with preserved(model), _eager(), tape:
+        with preserved(model), eager(), tape:
             forward()
     except Exception as error:
         at = ""
@@ -97,7 +97,7 @@ def _constants(model: nn.Module) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _eager() -> Iterator[None]:
+def eager() -> Iterator[None]:
     """A compiled model runs its own Python code, so that every call is seen."""
     if "torch._dynamo" not in sys.modules:  # importing it takes a second, and nothing is compiled
         yield

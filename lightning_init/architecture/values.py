@@ -18,7 +18,7 @@ from lightning_init.architecture.operations import (
     MOVEMENTS,
     TAKES_INPUT,
 )
-from lightning_init.architecture.priors import LOSSES, observed
+from lightning_init.architecture.priors import ANSWERED, observed
 from lightning_init.architecture.products import (
     Side,
     argument,
@@ -117,8 +117,8 @@ def observe(ops: list[Op], op: Op, call: Call) -> None:
         ]
         summed = (Side((-1,), (-2, -1)), Side((-1,), (-2, -1)), Side((-2,), (-2, -1)))
         seen["parts"] = [(call.known(p), side) for p, side in zip(parts, summed, strict=True)]
-    elif name in LOSSES:
-        seen["labels"] = observed(name, call.args, call.kwargs)
+    elif name in ANSWERED:
+        seen.update(observed(name, call.args, call.kwargs))
     elif name in LOOKUPS or _is_lookup(name, call):
         seen["lookup"] = _positions(call)
     elif name in RECURRENT_LAYERS:

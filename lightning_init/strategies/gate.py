@@ -12,7 +12,8 @@ How far a model is from trainable is the sum of two numbers:
   exceeds ln(layers): those that fade as a power of the depth do no harm, as in a tanh net of
   orthogonal matrices, where both go as 1/sqrt(depth); those that vanish exponentially do. The
   larger one counts.
-* The loss: its ln, where `forward` returns one.
+* The loss: ln(1 + loss), where `forward` returns one. Losses far below 1 are those of small
+  targets, and say nothing of a start.
 
 A model became worse if the sum grew by more than 1, if it had a gradient and lost it, or if it is
 not finite. Measured on 256 digits, width 64, the depth's number before and after:
@@ -167,8 +168,8 @@ def worse(before: Reading, after: Reading) -> str:
         return "no layer has a gradient any more"
     depth = _change(before.distance, after.distance)
     losses = 0.0
-    if before.loss > 0 and after.loss > 0:
-        losses = math.log(after.loss) - math.log(before.loss)
+    if not math.isnan(before.loss) and not math.isnan(after.loss):
+        losses = math.log1p(max(after.loss, 0.0)) - math.log1p(max(before.loss, 0.0))
     if not depth + losses > _WORSE:
         return ""
     if losses > depth:

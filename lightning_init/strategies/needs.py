@@ -60,8 +60,8 @@ NEEDS: dict[str, Need] = {
     ),
     "labels": Need(
         "labels",
-        lambda seen: any(info.prior for info in seen),
-        "the forward pass computes no loss from a batch's labels",
+        lambda seen: any(info.answer for info in seen),
+        "the forward pass computes no loss from labels and an output layer with a bias",
         "pass forward=lambda: loss(model(x), y)",
     ),
     "donor": Need("a file with weights", _unknown_yet, "none was named"),

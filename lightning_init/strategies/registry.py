@@ -28,7 +28,8 @@ F = TypeVar("F", bound=StrategyFunction)
 
 BUILT_IN = (
     *("variance", "sparse", "orthogonal", "identity", "residual", "transformer", "attention"),
-    *("deep", "recurrent", "periodic", "heads", "calibrated", "metainit", "gradinit", "transfer"),
+    *("deep", "recurrent", "periodic", "heads", "lsuv", "channels", "metainit", "gradinit"),
+    "transfer",
     *("auto", "chain"),
 )
 

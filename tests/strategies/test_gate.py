@@ -1,6 +1,7 @@
 """The gate: what a calibration made worse is taken back, and reading a model leaves no trace."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,14 +74,13 @@ def test_largest_std_loss_and_gradient_are_those_of_a_plain_pass():
         x = layer(x)
         if isinstance(layer, nn.Linear):
             outputs.append(x)
+    spreads = [o.std(correction=0).item() for o in outputs]
     loss = F.cross_entropy(x, torch.arange(64) % 10)
     grads = torch.autograd.grad(loss, outputs)
     assert found.loss == pytest.approx(loss.item(), rel=1e-6)
-    assert found.largest == pytest.approx(
-        max(float(o.std(correction=0)) for o in outputs), rel=1e-5
-    )
+    assert found.largest == pytest.approx(max(spreads), rel=1e-5)
     assert found.backward == pytest.approx(math.log(grads[0].norm() / grads[4].norm()), abs=1e-5)
-    assert found.forward == pytest.approx(math.log(outputs[4].std() / outputs[0].std()), abs=1e-5)
+    assert found.forward == pytest.approx(math.log(spreads[4] / spreads[0]), abs=1e-5)
 
 
 @pytest.mark.parametrize("returns", ["tensor", "tuple", "dict", "loss in a dict", "nothing"])
@@ -205,7 +205,7 @@ def test_always_keeps_what_is_worse_and_says_so():
     found = run(model, task(model), lambda m: drawn(m, 1.5925), accept="always")
     assert found.accepted
     assert found.why.startswith("kept although the weights' gradient")
-    assert float(model[0].weight.norm()) == pytest.approx(1.5925 * 32**0.5, rel=1e-4)
+    assert float(model[0].weight.detach().norm()) == pytest.approx(1.5925 * 32**0.5, rel=1e-4)
 
 
 def test_weights_that_shrink_until_the_signal_vanishes_are_taken_back():
@@ -263,14 +263,15 @@ def test_a_loss_that_explodes_or_comes_back():
 def test_the_border():
     assert not worse(FINE, Reading(0.0, 1.0, 49, 1.0, 2.4, True, True))
     assert worse(FINE, Reading(0.0, 1.2, 49, 1.0, 2.4, True, True))
-    assert not worse(FINE, Reading(-1.6, -1.5, 49, 1.0, 2.4 * 2.7, True, True))
-    assert worse(FINE, Reading(-1.6, -1.5, 49, 1.0, 2.4 * 3.1, True, True))
+    assert not worse(FINE, Reading(-1.6, -1.5, 49, 1.0, 8.2, True, True))
+    assert worse(FINE, Reading(-1.6, -1.5, 49, 1.0, 8.3, True, True))
     assert not worse(FINE, Reading(-4.9, -4.9, 49, 1.0, 2.4, True, True))
     assert worse(FINE, Reading(-5.1, -5.1, 49, 1.0, 2.4, True, True))
-    # A loss below zero has no logarithm, and takes no part.
-    assert not worse(
-        Reading(0.0, 0.0, 9, 1.0, -4.0, True, True), Reading(0.0, 0.0, 9, 1.0, 900.0, True, True)
-    )
+    # Losses below zero are no worse than zero; small ones are a matter of units.
+    below, small = (replace(FINE, loss=loss) for loss in (-9.0, 0.001))
+    assert not worse(below, replace(FINE, loss=1.7))
+    assert worse(below, replace(FINE, loss=1.8))
+    assert not worse(small, replace(FINE, loss=1.7))
 
 
 def test_only_what_the_plan_writes_is_put_back():

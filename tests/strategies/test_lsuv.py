@@ -7,6 +7,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_init import InitSpec, apply_, calibrate_, initialize_, make_plan
+from lightning_init.architecture.opened import OPENED
 from lightning_init.architecture.operations import MATRIX, kind
 from lightning_init.strategies.distributions import Calibrated
 from tests.zoo import ZOO, noise
@@ -74,23 +75,64 @@ def test_gpt2s_transposed_layers():
     lsuv(model, forward)
     found = stds(model, forward)
     assert len(found) == 4 * 2 + 1
-    assert all(abs(std - 1) < 1e-5 for std in found[:-1])
+    fused = (0, 4)  # query, key and value are scaled each by itself
+    assert all(abs(found[i] - 1) < 1e-5 for i in range(8) if i not in fused)
+    assert all(abs(found[i] - 1) < 0.1 for i in fused)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "fused_gpt", "nanogpt", "encoder"])
+def test_query_key_and_value_have_unit_std_each(name):
+    model, forward = ZOO[name]()
+    lsuv(model, forward)
+    outputs = parts(model, forward)
+    assert len(outputs) >= 2
+    for out in outputs:
+        for piece in out.chunk(3, -1):
+            assert abs(float(piece.double().std(correction=0)) - 1) < 1e-5
+
+
+def parts(model, forward):
+    """What fused projections put out: three times as wide as what they take."""
+
+    class Fused(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func in OPENED:
+                with self:
+                    return OPENED[func](*args, **(kwargs or {}))
+            out = func(*args, **(kwargs or {}))
+            if kind(func) in ("linear", "addmm"):
+                given = args[0] if kind(func) == "linear" else args[1]
+                if out.shape[-1] == 3 * given.shape[-1]:
+                    found.append(out.detach())
+            return out
+
+    found = []
+    training = model.training
+    model.eval()  # without dropout
+    with Fused():
+        forward()
+    model.train(training)
+    return found
 
 
 @pytest.mark.parametrize("name", ["relu_mlp", "residual_cnn", "functional"])
 def test_exactly_one_forward_pass_calibrates(name):
+    """And one before and one after it read the model, with a gradient."""
     model, forward = ZOO[name]()
     runs = []
 
     def counted():
-        runs.append(1)
-        return forward()
+        before = sum(float(p.detach().double().square().sum()) for p in model.parameters())
+        out = forward()
+        after = sum(float(p.detach().double().square().sum()) for p in model.parameters())
+        runs.append((torch.is_grad_enabled(), before != after))
+        return out
 
     plan = make_plan(model, "lsuv", forward=forward)
     with pytest.warns(UserWarning, match="only drawn"):
         apply_(model, plan, seed=0)
     calibrate_(model, plan, counted)
-    assert len(runs) == 1
+    assert runs == [(True, False), (False, True), (True, False)]
 
 
 def test_two_calls_and_one_give_the_same_weights():
