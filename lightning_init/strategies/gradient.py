@@ -211,7 +211,7 @@ def scaling(
 
 
 class _Unmixed(TorchFunctionMode):
-    """Keeps autocast off, also where the code inside turns it on: second derivatives need float32."""
+    """Keeps autocast off, also where code inside turns it on: derivatives need float32."""
 
     def __torch_function__(
         self,

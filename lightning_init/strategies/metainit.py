@@ -68,14 +68,16 @@ def metainit(
     momentum: m <- momentum m - lr sign(dGQ/dn), n <- n + m. It starts from what a `chain` has
     drawn before, alone from the table of `auto`, and ends where the quotient was smallest.
 
-    A small quotient is not trainability: small weights make Hg small, too, and in a tanh net that
-    was critical before, 300 steps brought the accuracy from 0.95 to 0.22 while the quotient fell.
+    A small quotient is not trainability: small weights make Hg small, too. In tanh nets of ten
+    layers and unit gain 300 steps brought it from 9 to 0.3, and what 150 steps of training reach
+    on digits from 0.95 to 0.45; `accept` takes that back.
 
     The paper draws N(0, 1) inputs and random labels; here it is the loss and the batch of
     `forward`, with the same random numbers (dropout) in each step, without autocast, and in the
     mode that the model is in, where known code switches to eval. To do as the paper does, let
-    `forward` draw inputs and labels: it draws the same in each step. Unlike the paper's code a norm at most halves in a step, so none passes 0.
-    Matrices of zeros have no direction and stay; frozen ones are left out.
+    `forward` draw inputs and labels: it draws the same ones in each step. Unlike in the paper's
+    code a norm at most halves in a step, so none passes 0. Matrices of zeros have no direction
+    and stay; frozen ones are left out.
 
     Args:
         steps: Steps of signSGD, 1 to 1e6.

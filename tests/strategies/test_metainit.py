@@ -239,10 +239,9 @@ def test_a_vanishing_net_is_repaired_in_part(digits, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_critical_net_gets_its_weights_back(digits, seed):
+def test_a_critical_net_gets_its_weights_back(digits):
     """At sigma_w = 1 the quotient falls too, but 150 steps reach 0.4 to 0.5 instead of 0.95."""
-    reached = {}
+    reached, seed = {}, 0
     for accept in ("always", "better"):
         model = deep_tanh()
         start = drawn(model, seed)
