@@ -102,7 +102,7 @@ class _Sets:
             weight = self._only(op)
             self._axis(weight, 0)
             return self._axis(weight, len(weight.shape) - 1)
-        if op.kind in _MIXING or (op.kind in SPLITS and self._unequal(op)):
+        if op.kind in _MIXING or (op.kind in SPLITS and op.inputs and self._unequal(op)):
             raise _Lost
         known = [self.flows[signal.op] for signal in op.signals]
         if op.kind == "scaled_dot_product_attention":
@@ -147,15 +147,13 @@ class _Sets:
 
     def _side_by_side(self, op: Op) -> bool:
         """Whether signals are put next to each other along their features."""
-        outs = [self.graph.ops[signal.op].out for signal in op.signals]
-        if op.kind != "cat" or op.out is None or any(out is None for out in outs):
+        made = op.out
+        found = (self.graph.ops[signal.op].out for signal in op.signals)
+        outs = [out for out in found if out is not None and made is not None]
+        if op.kind != "cat" or made is None or any(out.ndim != made.ndim for out in outs):
             return False
-        dims = [
-            d
-            for d in range(op.out.ndim)
-            if any(o.shape[d] != op.out.shape[d] for o in outs if o is not None)
-        ]
-        return dims == [1] or dims == [op.out.ndim - 1]
+        dims = [d for d in range(made.ndim) if any(o.shape[d] != made.shape[d] for o in outs)]
+        return dims in ([1], [made.ndim - 1])
 
     def _matching(self, weight: Weight, flow: Axis | None, op: Op) -> list[int]:
         """The dimension of a parameter, added or multiplied, that is that of the features."""
@@ -170,10 +168,10 @@ class _Sets:
     def _product(self, op: Op) -> Axis | None:
         """A weight layer: its columns take what flows in, its rows make what flows out."""
         assert op.product is not None
-        weight = next(w for at, w in op.weights if at == op.matrix)
+        weight = next((w for at, w in op.weights if at == op.matrix), None)
         others = [w for at, w in op.weights if at != op.matrix]
         flow = self.flows[op.signals[0].op] if op.signals else None
-        if len(weight.params) > 1 or weight.joined or len(op.signals) != 1:
+        if weight is None or len(weight.params) > 1 or weight.joined or len(op.signals) != 1:
             raise _Lost
         if op.kind in CONVOLUTIONS:
             out = 1 if op.kind in TRANSPOSED else 0

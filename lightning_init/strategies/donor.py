@@ -39,7 +39,7 @@ _STATES = ("state_dict", "model_state_dict", "model", "module", "net", "weights"
 _HARMLESS = (
     *(pathlib.Path, pathlib.PosixPath, pathlib.WindowsPath),
     *(pathlib.PurePath, pathlib.PurePosixPath, pathlib.PureWindowsPath),
-    *(argparse.Namespace, collections.defaultdict, collections.deque, dict, list, set),
+    *(argparse.Namespace, collections.defaultdict, collections.deque),
     *(datetime.datetime, datetime.date, datetime.timedelta, datetime.timezone),
 )
 _TYPES = {

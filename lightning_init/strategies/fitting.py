@@ -83,7 +83,7 @@ class Fitting:
         self.pairs = [
             Pair(info, donor.tensors[found[info.name]])
             for info in (*self.infos, *statistics)
-            if info.name in found
+            if info.name in found and not info.flags & {"complex", "quantized"}
         ]
         self.heads = self._heads(heads or donor.heads)
         self.cuts: dict[str, Cut] = {}
@@ -173,6 +173,8 @@ class Fitting:
         if changed:
             how = f"neurons by {self.select}" if self.select == "importance" else "evenly spaced"
             lines.append(f"cut to fit ({how}, inputs rescaled: {self.rescale}): {_listed(changed)}")
+            if differing := {f"{a} -> {b}" for a, b in self.heads.values() if a != b}:
+                lines.append(f"heads of attention, as far as known: {', '.join(sorted(differing))}")
             if not any(info.channels for info in self.infos):
                 lines.append("which neurons connect is told by their numbers alone")
         if self.skipped:

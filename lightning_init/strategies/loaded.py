@@ -44,7 +44,7 @@ class Loaded:
 
     def sample(self, shape: tuple[int, ...], generator: Generator) -> Tensor:  # noqa: ARG002
         """A copy of the values, in float32 at least."""
-        kind = torch.promote_types(self.values.dtype, torch.float32)
+        kind = torch.float64 if self.values.dtype == torch.float64 else torch.float32
         return self.values.to(kind, copy=True).reshape(shape)
 
     def scaled(self, factor: float) -> Self:  # noqa: ARG002

@@ -49,7 +49,8 @@ class PlanEntry:
     def drawn(self, generator: Generator) -> Tensor:
         """A draw, in float32 on the CPU; a padding row is 0 unless it is loaded."""
         value = self.distribution.sample(self.info.shape, generator)
-        if self.info.padding_idx is not None and not isinstance(self.distribution, Loaded):
+        loaded = isinstance(self.distribution, (Loaded, Grown))
+        if self.info.padding_idx is not None and not loaded:
             value[self.info.padding_idx].zero_()
         return value
 

@@ -399,6 +399,9 @@ def test_a_padding_row_is_the_donors(tmp_path):
     torch.save(donor.state_dict(), tmp_path / "a.pt")
     initialize_(model, start(tmp_path / "a.pt"), seed=0)
     assert torch.equal(model.weight, donor.weight)
+    longer = nn.Embedding(7, 3, padding_idx=0)
+    initialize_(longer, start(tmp_path / "a.pt"), seed=0)
+    assert torch.equal(longer.weight[:5], donor.weight)
 
 
 def test_yaml(tmp_path):

@@ -133,7 +133,8 @@ def test_fused_parts_and_heads_where_widths_do_not_divide(tmp_path):
 def test_fewer_heads_of_the_same_width(tmp_path):
     donor, model, x = Fused(128, 4), Fused(64, 2), torch.randn(2, 4, 3)
     torch.save(donor.state_dict(), tmp_path / "a.pt")
-    initialize_(model, spec(tmp_path / "a.pt"), seed=0, forward=lambda: model(x))
+    plan = initialize_(model, spec(tmp_path / "a.pt"), seed=0, forward=lambda: model(x))
+    assert "heads of attention, as far as known: 4 -> 2" in plan.notes
     heads = torch.cat([torch.arange(32), torch.arange(64, 96)])  # every second head
     assert torch.equal(model.out.weight, donor.out.weight[::2][:, heads])
 
