@@ -42,14 +42,6 @@ def reason_field() -> str:
     return field(default="", compare=False, kw_only=True)
 
 
-@runtime_checkable
-class Fillable(Distribution, Protocol):
-    """A distribution that can be drawn right into the memory of a tensor."""
-
-    def fill_(self, tensor: Tensor, generator: Generator) -> Tensor:
-        """Draw into a contiguous float32 tensor on the CPU, and return it."""
-
-
 @dataclass(frozen=True, slots=True)
 class Normal:
     """N(mean, std^2).

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from lightning_init.strategies.distributions import Fillable
+from lightning_init.strategies.distributions import Distribution
 from lightning_init.strategies.plan import PlanEntry
 from lightning_init.strategies.seeds import generator_for
 
 _MANY = 2**20  # elements below which threads do not pay
+
+
+@runtime_checkable
+class Fillable(Distribution, Protocol):
+    """A distribution that can be drawn right into the memory of a tensor."""
+
+    def fill_(self, tensor: Tensor, generator: Generator) -> Tensor:
+        """Draw into a contiguous float32 tensor on the CPU, and return it."""
 
 
 def write_(work: Sequence[tuple[PlanEntry, Tensor]], seed: int) -> None:

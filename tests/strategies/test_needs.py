@@ -35,7 +35,7 @@ LACKS = {
     "branches": ("plain_cnn", "residual branches, but the forward pass shows none"),
     "attention": ("plain_cnn", "attention, but the forward pass shows none"),
     "recurrence": ("plain_cnn", "recurrent layers, but the model has no hidden-to-hidden matrix"),
-    "labels": ("plain_cnn", "labels, but the forward pass computes no loss from a batch's labels"),
+    "labels": ("plain_cnn", "labels, but the forward pass computes no loss from labels"),
     "branch scales": ("residual_cnn", "a learned scale in each residual branch, but the branches"),
     "no norms": ("encoder", "a model without norm layers, but this one has some"),
 }
