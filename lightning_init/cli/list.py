@@ -9,6 +9,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lightning_init.architecture.arguments import Parameter
 from lightning_init.cli.options import parse
@@ -95,7 +96,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         needs = [*row.get("needs", ()), *(f"(wants) {want}" for want in row.get("wants", ()))]
         parameters = [
-            f"`{p['name']}={p['default']}` ({p['legal']})"
+            f"`{p['name']}={_short(p['default'])}` ({p['legal']})"
             for p in row["parameters"]
             if p["name"] != "scale"
         ]
@@ -115,23 +116,30 @@ def _default(value: object) -> object:
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     grid = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
     grid.add_column("name", no_wrap=True, style="bold")
-    grid.add_column("what it is", overflow="fold")
-    grid.add_column("parameters", overflow="fold")
+    grid.add_column("what it is, its parameters, where it comes from", overflow="fold")
     for row in rows:
-        said = [f"{row['summary']}."]
+        lines = [f"{row['summary']}."]
         if row.get("needs"):
-            said.append(f"Needs {', '.join(row['needs'])}.")
+            lines.append(f"Needs {', '.join(row['needs'])}.")
         if row.get("wants"):
-            said.append(f"Wants {', '.join(row['wants'])}.")
+            lines.append(f"Wants {', '.join(row['wants'])}.")
         if row.get("passes", "none") != "none":
-            said.append(f"Passes: {row['passes']}.")
+            lines.append(f"Passes: {row['passes']}.")
         if row.get("aliases"):
-            said.append(f"Also {', '.join(row['aliases'])}.")
-        if row.get("references"):
-            said.append(str(row["references"]))
-        shown = "\n".join(
-            f"{p['name']}={p['default'] or repr(p['default'])} ({p['legal']})"
+            lines.append(f"Also {', '.join(row['aliases'])}.")
+        shown = [
+            f"{p['name']}={_short(p['default'])} ({p['legal']})"
             for p in row["parameters"]
-        )
-        grid.add_row(row["name"], " ".join(said), shown)
+            if p["name"] != "scale" or p["low"] == p["high"]
+        ]
+        text = Text(" ".join(lines))
+        for more in (", ".join(shown), str(row.get("references", ""))):
+            text.append(f"\n{more}" if more else "", style="dim")
+        grid.add_row(row["name"], text)
+    if title == "strategies":
+        grid.add_row("", Text("Each takes scale=1 (0.001..1000), a factor on every std.", "dim"))
     return grid
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value) or "''"
