@@ -29,7 +29,7 @@ not finite. Measured on 256 digits, width 64, the depth's number before and afte
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -135,11 +135,12 @@ def gated(
         for names, tensor in named_tensors(model)
         if names[0] in written and accept == "better"
     ]
-    before = read(model, forward)
+    enough = _enough(model, plan)
+    before = read(model, forward, enough)
     same_draws = keep_rng()  # what is random in a forward pass is so alike in all of them
     objective, start, end, passes = work()
     same_draws()
-    after = read(model, forward)
+    after = read(model, forward, enough)
     why = worse(before, after)
     accepted = accept == "always" or not why
     if not accepted:
@@ -187,8 +188,13 @@ def worse(before: Reading, after: Reading) -> str:
     )
 
 
-def read(model: nn.Module, forward: Forward) -> Reading:
+def read(model: nn.Module, forward: Forward, enough: Sequence[Tensor] | None = None) -> Reading:
     """What one forward and one backward pass show; the model is afterwards as before.
+
+    Args:
+        model: The model.
+        forward: A call without arguments that runs it once.
+        enough: The parameters whose gradients are computed, None for all of them.
 
     Example:
         >>> net = nn.Sequential(*[nn.Linear(2, 2, bias=False) for _ in range(4)])
@@ -206,7 +212,8 @@ def read(model: nn.Module, forward: Forward) -> Reading:
                 out = forward()
                 loss = _scalar(out)
                 start = _direction(out) if loss is None else loss
-            wanted = [p for p in model.parameters() if p.requires_grad]
+            listed = model.parameters() if enough is None else enough
+            wanted = [p for p in listed if p.requires_grad]
             if start is not None and start.requires_grad and wanted:
                 # Not differentiable, or the step ran its own backward pass: what has been read.
                 with suppress(RuntimeError):
@@ -220,6 +227,14 @@ def read(model: nn.Module, forward: Forward) -> Reading:
     return _reading(
         layers, math.nan if loss is None else float(loss.detach()), sane and _finite(loss)
     )
+
+
+def _enough(model: nn.Module, plan: Plan) -> list[Tensor] | None:
+    """Parameters on whose gradients' way lies the output of every layer: half the work of all."""
+    depths = {e.info.names: e.info.usage.depth for e in plan if e.info.usage is not None}
+    if not plan.traced:
+        return None
+    return [t for names, t in named_tensors(model) if t.ndim <= 1 or depths.get(names, 0) <= 1]
 
 
 def _reading(layers: tuple[LayerReading, ...], loss: float, finite: bool) -> Reading:
