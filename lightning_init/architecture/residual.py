@@ -112,7 +112,7 @@ def residual_branches(graph: Graph) -> list[Branch]:
         if ends:
             skips[index], starts[index] = skip, start
             streams[index] = _stream(graph, streams, skip)
-            inside = _inside(graph, found, streams, index, own)
+            inside = _inside(graph, found, streams, index, start, own)
             attends, crosses = _attends(graph, start, branch, skip)
             new = Branch(
                 tuple(ends), tuple(after), way, (index,), inside, streams[index], attends, crosses
@@ -138,14 +138,32 @@ def _stream(graph: Graph, streams: dict[int, int], skip: int) -> int:
 
 
 def _inside(
-    graph: Graph, found: list[Branch], streams: dict[int, int], total: int, own: int
+    graph: Graph, found: list[Branch], streams: dict[int, int], total: int, start: int, own: int
 ) -> frozenset[int]:
-    """The weight layers of a branch: not those before another stream, nor of a branch inside."""
+    """The weight layers of a branch: no other's, nor what comes from beside and serves several."""
     for other, stream in streams.items():
         if stream != streams[total]:
             own &= ~graph.past(other)
-    layers = {index for index in range(total) if own >> index & 1}
+    layers = {
+        index
+        for index in range(total)
+        if own >> index & 1 and (graph.past(index) >> start & 1 or not _serves(graph, index, total))
+    }
     return frozenset(layers.difference(*(branch.inside for branch in found)))
+
+
+def _serves(graph: Graph, layer: int, total: int) -> bool:
+    """Whether a layer, as that of a time embedding, also leads to layers that a sum does not take."""
+    waiting, seen = list(graph.ops[layer].consumers), {total}
+    while waiting:
+        index = waiting.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        if graph.weights >> index & 1 and not graph.past(total) >> index & 1:
+            return True
+        waiting += graph.ops[index].consumers
+    return False
 
 
 def _attends(graph: Graph, start: int, branch: int, skip: int) -> tuple[bool, bool]:

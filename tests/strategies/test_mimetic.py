@@ -1,5 +1,6 @@
 """Mimetic attention: whole products against an SVD of our own, for every layout of the matrices."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,7 +9,8 @@ import scipy.linalg
 import torch
 from torch import nn
 
-from lightning_init import InitSpec, initialize_, make_plan
+from lightning_init import InitSpec, apply_, initialize_, make_plan
+from lightning_init.strategies import factors
 from lightning_init.strategies.distributions import Keep
 from lightning_init.strategies.factors import Factor, _seed
 from lightning_init.strategies.needs import UnsuitableError
@@ -287,3 +289,37 @@ def test_frozen_matrices_stay():
     model.self_attn.out_proj.weight.requires_grad_(False)
     plan = make_plan(model, "mimetic", forward=forward)
     assert isinstance(plan["self_attn.out_proj.weight"], Keep)
+
+
+def test_two_factors_take_one_decomposition_on_any_number_of_threads(monkeypatch):
+    model, forward = layer(32, 4)
+    plan = make_plan(model, "mimetic", forward=forward)
+    drawn, before, made = [], torch.get_num_threads(), []
+    real = factors._factors
+    monkeypatch.setattr(factors, "_WAITING", {})
+    monkeypatch.setattr(factors, "_factors", lambda *of: made.append(of) or real(*of))
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            apply_(model, plan, seed=SEED)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        drawn.append([p.detach().clone() for p in model.parameters()])
+    assert all(map(torch.equal, *drawn))
+    assert len(made) == 2 * (4 + 1)  # each time one per head, one for value and output
+    assert not factors._WAITING
+
+
+def test_a_factor_without_its_other_half_is_the_same(monkeypatch):
+    query = Factor("query key", "left", 24, 6, 2, 0.7, 0.7, 0, ("q",))
+    key = dataclasses.replace(query, side="right")
+    generator = torch.Generator().manual_seed(5)
+    first, second = query.sample((12, 24), generator), query.sample((12, 24), generator)
+    waited = key.sample((12, 24), generator)
+    monkeypatch.setattr(factors, "_WAITING", {})
+    assert torch.equal(first, second)
+    assert torch.equal(waited, key.sample((12, 24), generator))
+    for seed in range(9):
+        query.sample((12, 24), torch.Generator().manual_seed(seed))
+    assert len(factors._WAITING) == 2  # bounded

@@ -451,3 +451,42 @@ def test_scale_is_a_factor_on_what_is_drawn():
         for a, b in zip(one, two, strict=True):
             assert b.distribution.std == pytest.approx(2 * a.distribution.std)
             assert b.distribution.mean == a.distribution.mean
+
+
+class TimedBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.shift = nn.Linear(16, 8)
+
+    def forward(self, x, time):
+        return x + self.two((self.one(x.relu()) + self.shift(time.relu())[..., None, None]).relu())
+
+
+class Timed(nn.Module):
+    """The blocks of a diffusion model: one time embedding shifts them all."""
+
+    def __init__(self):
+        super().__init__()
+        self.time = nn.Sequential(nn.Linear(4, 16), nn.SiLU(), nn.Linear(16, 16))
+        self.stem, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.blocks = nn.ModuleList(TimedBlock() for _ in range(4))
+
+    def forward(self, x, time):
+        x, time = self.stem(x), self.time(time)
+        for block in self.blocks:
+            x = block(x, time)
+        return self.out(x)
+
+
+def test_what_serves_all_branches_is_part_of_none():
+    model, batch = Timed(), (torch.ones(1, 3, 4, 4), torch.ones(1, 4))
+    plan = make_plan(model, "fixup", forward=lambda: model(*batch))
+    he = math.sqrt(2)
+    assert plan["time.0.weight"].std == pytest.approx(he / 4**0.5)
+    assert plan["time.2.weight"].std == pytest.approx(he / 16**0.5)
+    for block in range(4):
+        assert plan[f"blocks.{block}.shift.weight"].std == pytest.approx(he / 16**0.5 / 4**0.5)
+        assert plan[f"blocks.{block}.one.weight"].std == pytest.approx(he / 72**0.5 / 4**0.5)
+    added = add_branch_scales_(model, "fixup", forward=lambda: model(*batch))
+    assert not [name for name in added if name.startswith("time")]
