@@ -75,6 +75,7 @@ _READS = (  # takes a signal as it is, so that what came before it is the whole 
     PRODUCTS | CONVOLUTIONS | LAYERS | MERGES | POOLS | RESIZES | LOSSES
     | {"mul", "div", "addcmul", "lerp", "sum", "softmax", "log_softmax", "normalize", "bilinear"}
 )  # fmt: skip
+_CHOOSES = frozenset({"maximum", "minimum", "fmax", "fmin", "max", "min", "logaddexp", "hypot"})
 _WIDEST = 65536
 
 
@@ -136,6 +137,8 @@ class _Run:
                 exits |= set() if ops[call].consumers else {call}
             elif call in self.sums:
                 aside |= set(mine)
+            elif ops[call].kind in _CHOOSES:  # of several signals: a function of both
+                return None
             elif ops[call].kind in _READS | POINTWISE or ops[call].is_weight_layer:
                 exits |= set(mine)
             else:

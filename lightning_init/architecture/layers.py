@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -164,8 +164,8 @@ def describe_model(model: nn.Module) -> dict[int, tuple[Described, str]]:
             *path, leaf = name.split(".")
             owner: nn.Module | None = module
             for part in path:
-                owner = owner._modules.get(part) if owner else None
-            parameter = owner._parameters.get(leaf) if owner else None
+                owner = _held(owner._modules, part) if owner else None
+            parameter = _held(owner._parameters, leaf) if owner else None
             if parameter is None:
                 continue
             known, kind = found.get(id(parameter), (fact, type(module).__name__))
@@ -175,11 +175,16 @@ def describe_model(model: nn.Module) -> dict[int, tuple[Described, str]]:
                 known = replace(known, tied_default=fact.default)
             found[id(parameter)] = (known, kind)
         for name in (BRANCH_SCALE, BRANCH_BIAS_IN, BRANCH_BIAS_OUT):
-            parameter = module._parameters.get(name)
+            parameter = _held(module._parameters, name)
             if parameter is not None:
                 role = Role.BRANCH_SCALE if name == BRANCH_SCALE else Role.BIAS
                 found[id(parameter)] = (Described(role), type(module).__name__)
     return found
+
+
+def _held(members: Any, name: str) -> Any:
+    """A member of a module, None without it; those of a scripted module are no dict."""
+    return next((member for key, member in members.items() if key == name), None)
 
 
 def module_traits(model: nn.Module) -> frozenset[str]:

@@ -139,6 +139,10 @@ def by_size(pairs: Sequence[Pair]) -> dict[tuple[str, int], Axis]:
     made = {base for _, _, kind, base in listed if kind == "out"}
     used = {base for pair, dim, kind, base in listed if kind == "in" or _is_read(pair.info, dim)}
     whole = made & used
+    # What a flattened map has copies of is a set too, though no tensor takes it by itself.
+    for base in used - made:
+        copied = [one for one in made if _copies(base, one)]
+        whole |= {max(copied)} if copied else set()
     convolved = {
         base for pair, _, kind, base in listed if kind == "out" and len(pair.info.shape) > 2
     }

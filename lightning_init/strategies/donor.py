@@ -143,7 +143,7 @@ def _read(path: Path, entry: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         if entry not in states:
             raise ValueError(
                 f"{str(path)!r} has no entry {entry!r} with weights: "
-                f"{_listed(list(states)) if states else 'they lie at its top'}"
+                f"{_listed(list(states)) if states else 'it has no entries that hold any'}"
             )
         return _tensors(states[entry]), ()
     usual = next((key for key in _STATES if key in states), "")
@@ -164,7 +164,9 @@ def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {
         str(key): value.detach()
         for key, value in content.items()
-        if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
+        if isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not (value.is_quantized or value.is_meta)
     }
 
 
@@ -177,6 +179,7 @@ def _unpickled(path: Path) -> Any:
         raise ValueError(_unsafe(path, error)) from None
     except (RuntimeError, EOFError, OSError, KeyError, UnicodeDecodeError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = "no checkpoint" if isinstance(error, KeyError) else text
         raise ValueError(f"{str(path)!r} cannot be read ({text}): it must be {WHAT}") from None
 
 

@@ -198,6 +198,11 @@ class Fitting:
         ) / max(total, 1)
 
     def _check(self, coverage: float) -> None:
+        spoilt = [name for name, c in self.cuts.items() if not bool(c.values.isfinite().all())]
+        if spoilt:
+            where = f"{self.matching.found[spoilt[0]]} of {self.donor.name}"
+            says = "has values that are NaN or infinite: name an earlier checkpoint, or "
+            raise unsuitable(f"{self.scheme}: {where} {says}", "auto")
         if self.covered >= coverage and self.cuts:
             return
         left = sorted((i for i in self.infos if i.name not in self.cuts), key=lambda i: -i.numel)

@@ -288,3 +288,29 @@ def test_pre_activations_keep_the_variance_of_the_first_layer(name):
 
     assert after("lecun_normal", {"activation": "observed"}) == pytest.approx(1.0, abs=0.15)
     assert after("lecun_normal", {}) != pytest.approx(1.0, abs=0.3)
+
+
+def test_the_larger_of_two_layers_is_no_function_of_one():
+    class Maxout(nn.Module):
+        def __init__(self, choose):
+            super().__init__()
+            self.one, self.two, self.out = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 4)
+            self.choose = choose
+
+        def forward(self, x):
+            return self.out(self.choose(self.one(x), self.two(x)))
+
+    for choose in (torch.maximum, torch.max, torch.fmin, torch.logaddexp):
+        model = Maxout(choose)
+        found = analyze(model, lambda model=model: model(torch.randn(6, 8)))
+        assert found["one.weight"].usage.gain is None
+        assert found["two.weight"].usage.gain is None
+        assert found["out.weight"].usage.gain == 1.0
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_a_scripted_activation():
+    model = nn.Sequential(nn.Linear(8, 16), torch.jit.script(nn.GELU()), nn.Linear(16, 4))
+    assert all(entry.written for entry in make_plan(model, "auto"))
+    with pytest.raises(ValueError, match="TorchScript module does not show its calls"):
+        make_plan(model, "auto", forward=lambda: model(torch.randn(6, 8)))

@@ -440,3 +440,20 @@ def test_planning_writes_nothing(tmp_path):
     plan = make_plan(model, InitSpec("warm_start", {"path": str(tmp_path / "donor.pt")}))
     assert len(plan) == 4
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_flattened_map_of_doubled_channels_without_a_forward_pass(tmp_path):
+    def cnn(width):
+        return nn.Sequential(
+            *(nn.Conv2d(1, width, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU(), nn.Flatten()),
+            nn.Linear(2 * width * 16, 5),
+        )
+
+    large, small = cnn(8), cnn(4)
+    torch.save(large.state_dict(), tmp_path / "large.pt")
+    initialize_(small, InitSpec("warm_start", {"path": str(tmp_path / "large.pt"),
+                                               "rescale": "none"}), seed=0)  # fmt: skip
+    kept = [large[2].bias.tolist().index(value) for value in small[2].bias.tolist()]
+    columns = large[5].weight.view(5, 16, 16)[:, kept].flatten(1)
+    assert torch.equal(small[5].weight, columns)

@@ -574,3 +574,21 @@ def test_the_report_fits_a_screen_and_names_all(tmp_path):
     assert "28 of 28 tensors" in plan.notes[0]
     assert all(len(note) < 400 for note in plan.notes)
     assert len(str(plan).splitlines()) < 30
+
+
+def test_weights_of_a_training_that_diverged_are_refused(trained, tmp_path):
+    for key, value in (("3.weight", float("nan")), ("1.running_var", float("inf"))):
+        state = {k: v.clone() for k, v in trained.state_dict().items()}
+        state[key].view(-1)[0] = value
+        torch.save(state, tmp_path / "bad.pt")
+        model = net(1)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        with pytest.raises(UnsuitableError, match=f"{key} of bad.pt has values that are NaN"):
+            initialize_(model, start(tmp_path / "bad.pt"), seed=0)
+        assert same(before, model.state_dict())
+
+
+def test_tensors_without_values_are_no_weights(trained, tmp_path):
+    torch.save({k: v.to("meta") for k, v in trained.state_dict().items()}, tmp_path / "meta.pt")
+    with pytest.raises(ValueError, match="it has no weights"):
+        initialize_(net(1), start(tmp_path / "meta.pt"), seed=0)
