@@ -8,10 +8,13 @@ answer itself, even or not, is at hand too, for a scheme that is asked for it.
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_init.architecture.calls import Op
@@ -83,17 +86,26 @@ def _classes(scores: Tensor, target: Tensor) -> tuple[float, ...]:
     return tuple((logs - logs.mean()).tolist())
 
 
-def answer(kind: str, scores: Tensor, target: object, feature: int = -1) -> tuple[float, ...]:
+def answer(
+    kind: str,
+    scores: Tensor,
+    target: object,
+    feature: int = -1,
+    told: Mapping[str, Any] | None = None,
+) -> tuple[float, ...]:
     """The logits, or values, of the best constant output, `()` if the labels do not tell.
 
-    Log frequencies of classes, the logit of a frequency, or the mean target. What was never seen
-    counts as half a label.
+    Log frequencies of classes, the logit of a frequency, the mean target or, for absolute errors,
+    the median; weighted, smoothed and left out as the loss is told. What was never seen counts as
+    half a label.
 
     Args:
         kind: One of `ANSWERED`.
         scores: What the model put out, (N, C, ...) for classes.
         target: Class indices, their probabilities, or values of the same shape.
         feature: The dimension of output features where `target` has the shape of `scores`.
+        told: What else the loss was given: `weight`, `pos_weight`, `ignore_index`,
+            `label_smoothing`, `delta`, `beta`.
 
     Returns:
         One value per output feature.
@@ -106,29 +118,60 @@ def answer(kind: str, scores: Tensor, target: object, feature: int = -1) -> tupl
     """
     if not isinstance(target, Tensor) or target.is_meta or not target.numel() or not scores.ndim:
         return ()
-    target = target.detach()
+    target, told = target.detach(), told or {}
     softmax = kind in ("cross_entropy", "nll_loss")
     if softmax and not target.is_floating_point():
         classes = scores.shape[min(1, scores.ndim - 1)]
-        counted = target[(target >= 0) & (target < classes)].flatten()  # others are ignored
+        counted = target[(target >= 0) & (target < classes) & (target != told.get("ignore_index"))]
         counts = torch.bincount(counted.cpu(), minlength=classes).double()
     elif target.shape == scores.shape and target.is_floating_point():
         at = min(1, target.ndim - 1) if softmax else feature
-        rows = target.double() if target.ndim > 1 or softmax else target.double()[:, None]
-        features = rows.shape[at]
-        rows = rows.movedim(at, -1).reshape(-1, features).cpu()
-        if "binary" in kind:
-            ones = rows.sum(0)
-            return tuple((ones.clamp(min=0.5) / (len(rows) - ones).clamp(min=0.5)).log().tolist())
+        rows = _rows(target, at, softmax)
         if not softmax:
-            return tuple(rows.mean(0).tolist())
+            weight = told.get("weight")
+            each = rows.new_ones(()) if weight is None else _rows(weight.expand_as(target), at)
+            return tuple(_constants(kind, rows, each.expand_as(rows), told).tolist())
         counts = rows.sum(0)
     else:
         return ()
     if not bool(counts.any()):
         return ()
+    smoothing = float(told.get("label_smoothing") or 0.0)
+    weight = told.get("weight")
+    counts = (1 - smoothing) * counts + smoothing * counts.mean()
     some = counts.where(counts > 0, torch.full_like(counts, 0.5))
+    if isinstance(weight, Tensor):
+        some = some * weight.detach().double().cpu().clamp(min=1e-12)
     return tuple((some / some.sum()).log().tolist())
+
+
+def _rows(values: Tensor, at: int, softmax: bool = False) -> Tensor:
+    """Values with the features last: (N, C)."""
+    values = values.detach().double().cpu()
+    values = values if values.ndim > 1 or softmax else values[:, None]
+    return values.movedim(at, -1).reshape(-1, values.shape[at])
+
+
+def _constants(kind: str, rows: Tensor, each: Tensor, told: Mapping[str, Any]) -> Tensor:
+    """The best constant per column of (N, C) targets, of which each counts by its weight."""
+    if "binary" in kind:
+        more = told.get("pos_weight")
+        ones, zeros = (each * rows).sum(0), (each * (1 - rows)).sum(0)
+        half = 0.5 * each.mean(0)
+        odds = torch.maximum(ones, half) / torch.maximum(zeros, half).clamp(min=1e-300)
+        return (odds if more is None else odds * more.detach().double().cpu()).log()
+    mean = (each * rows).sum(0) / each.sum(0)
+    turn = {"l1_loss": 0.0, "smooth_l1_loss": told.get("beta"), "huber_loss": told.get("delta")}
+    if kind not in turn:
+        return mean
+    # From where on errors count by their size alone; the slope is then monotone in the constant.
+    limit = max(1.0 if turn[kind] is None else float(turn[kind] or 0.0), 1e-9)
+    low, high = rows.min(0).values, rows.max(0).values
+    for _ in range(60):
+        middle = (low + high) / 2
+        rising = (each * (rows - middle).clamp(-limit, limit)).sum(0) > 0
+        low, high = middle.where(rising, low), high.where(rising, middle)
+    return (low + high) / 2
 
 
 def answers(graph: Graph) -> dict[int, tuple[float, ...]]:
@@ -170,8 +213,17 @@ def observed(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[s
     target = args[1] if len(args) > 1 else kwargs.get("target")
     if not isinstance(scores, Tensor):
         return {}
+    told = _told(kind, args, kwargs)
     return {
         "labels": labels(kind, scores, target) if kind in LOSSES else (),
-        "answer": answer(kind, scores, target),
-        "channels": answer(kind, scores, target, min(1, max(scores.ndim - 1, 0))),
+        "answer": answer(kind, scores, target, told=told),
+        "channels": answer(kind, scores, target, min(1, max(scores.ndim - 1, 0)), told),
     }
+
+
+def _told(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a loss of `torch.nn.functional` was given besides scores and labels, by its name."""
+    names = list(inspect.signature(getattr(F, kind)).parameters)
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    kept = ("weight", "pos_weight", "ignore_index", "label_smoothing", "delta", "beta")
+    return {name: given[name] for name in kept if given.get(name) is not None}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_init.architecture.calls import tensors
+from lightning_init.architecture.calls import readable, tensors
 from lightning_init.architecture.layers import module_traits
 from lightning_init.architecture.names import named_tensors, named_weights, unwrap
 from lightning_init.architecture.params import ParamInfo
@@ -87,7 +87,12 @@ class Probe:
             if not self.active or torch._C._current_graph_task_id() != -1:
                 return
             first = next(iter(tensors(_plain(out))), None)
-            if first is None or not first.is_floating_point() or not first.numel():
+            if (
+                first is None
+                or not first.is_floating_point()
+                or not first.numel()
+                or not readable(first)
+            ):
                 return
             value = first.detach()
             if not self.full and value.ndim > 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,9 @@ from lightning_init.architecture.plain import plain
 from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.provenance import checksum, record_of
 from lightning_init.architecture.state import Undo, keep_tensor
-from lightning_init.strategies.assigned import assign, is_close
+from lightning_init.strategies.assigned import assign, is_close, unscalable
 from lightning_init.strategies.calibration import Calibration
-from lightning_init.strategies.distributions import Calibrated, Distribution
+from lightning_init.strategies.distributions import Calibrated, Distribution, Keep
 from lightning_init.strategies.left_alone import warn_of_copies, warn_of_garbage
 from lightning_init.strategies.loaded import Loaded
 from lightning_init.strategies.matrices import Orthogonal
@@ -89,18 +90,24 @@ def calibrate_(model: nn.Module, plan: Plan, forward: Forward | None) -> tuple[C
     Raises:
         ValueError: If the plan needs a batch and `forward` is None.
     """
-    if plan.calibrate_ is None:
+    calibrate = plan.calibrate_
+    if calibrate is None:
         return ()
     if forward is None:
         raise ValueError(
             "this strategy calibrates on data: pass forward=lambda: model(batch) with one batch"
         )
     model = unwrap(model)
+    fixed = unscalable(model)
+    bound = [e.info.name for e in plan if e.written and e.info.names in fixed]
+    kept = Keep(reason="scaled by its parametrization")
+    entries = (replace(e, distribution=kept) if e.info.name in bound else e for e in plan)
+    plan = replace(plan, entries=tuple(entries))
     with plain(model) as computed:
         versions = [stand_in._version for _, stand_in in computed]
         tensors = {names[0]: tensor for names, tensor in named_tensors(model)}
         with preserved(model, [tensors[e.info.name] for e in plan if e.written]):
-            done = tuple(plan.calibrate_(model, plan, forward) or ())
+            done = tuple(calibrate(model, plan, forward) or ())
     for (weight, stand_in), before in zip(computed, versions, strict=True):
         value = stand_in.detach()
         if stand_in._version == before or torch.equal(value, weight.value()):
@@ -112,7 +119,10 @@ def calibrate_(model: nn.Module, plan: Plan, forward: Forward | None) -> tuple[C
                 stacklevel=2,
             )
     _remember(model, plan)
-    return done
+    if not bound:
+        return done
+    said = f"not calibrated: {', '.join(bound)}, which a parametrization scales by itself"
+    return tuple(replace(each, why="; ".join(filter(None, (each.why, said)))) for each in done)
 
 
 def initialize_(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -112,6 +113,24 @@ def is_close(found: Tensor, value: Tensor) -> bool:
     wanted = value.to(found.device, torch.float32)
     off = torch.linalg.vector_norm(found.float() - wanted)
     return bool(off <= _CLOSE * torch.linalg.vector_norm(wanted))
+
+
+def unscalable(model: nn.Module) -> set[tuple[str, ...]]:
+    """The weights whose parametrization sets their scale: spectral norm, orthogonal matrices.
+
+    Example:
+        >>> unscalable(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)))
+        {('weight', 'parametrizations.weight.original')}
+        >>> unscalable(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+        set()
+    """
+    found = set()
+    for names, weights in named_weights(model).items():
+        with suppress(Exception), torch.no_grad():  # it holds what cannot be copied
+            twice = 2 * weights[0].value()
+            if not is_close(weights[0].copied().assign(twice), twice):
+                found.add(names)
+    return found
 
 
 def _tried(entry: PlanEntry, weights: list[Derived]) -> Distribution:

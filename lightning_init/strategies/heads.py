@@ -74,10 +74,11 @@ def prior_head(
 
     The loss then starts at that of the best constant answer, and the first steps need not learn
     it. Frequencies p are those of the labels in the batch, which the forward pass must turn into a
-    loss of PyTorch; a class that the batch lacks counts as half a label, and class weights are not
-    considered. For other losses, such as the focal one, or for rare objects, `pi` says the
-    probability of each output instead: b = -log((1 - pi) / pi); it means sigmoids, a softmax is
-    not moved by it. All else is as the scheme below decides, alone `auto`'s table.
+    loss of PyTorch, weighted, smoothed and left out as that loss is told; a class that the batch
+    lacks counts as half a label, and an absolute error takes the median. For other losses, such as
+    the focal one, or for rare objects, `pi` says the probability of each output instead:
+    b = -log((1 - pi) / pi); it means sigmoids, a softmax is not moved by it. All else is as the
+    scheme below decides, alone `auto`'s table.
 
     Args:
         pi: Probability that each output starts at, 0 to 0.999, in RetinaNet 0.01; 0 takes the

@@ -47,15 +47,15 @@ class Unit:
                 self.dead[layer.target.name] = None
                 continue
             self._done.add(key)
-            found.append((features, layer.target.goal / std))
+            found.append((features, factor(layer, features, std)))
         if not found:
             return None
         if found[0][0] is None:
             return Change(found[0][1])
         factors = torch.ones(layer.product.shape[layer.feature], device=layer.product.device)
-        for features, factor in found:
+        for features, number in found:
             assert features is not None
-            factors[features.to(factors.device)] = factor
+            factors[features.to(factors.device)] = number
         return Change(factors)
 
 
@@ -76,14 +76,30 @@ class Deviations:
         self.names.add(layer.target.name)
         for key, features in layer.blocks():
             if key not in self.found:
-                std = float(spread(layer.of(features)))
-                dead = not std > DEAD * layer.target.goal
+                dead = not float(spread(layer.of(features))) > DEAD * layer.target.goal
+                std = float(spread(layer.whole(features)))
                 self.found[key] = 0.0 if dead else abs(std - layer.target.goal)
 
     @property
     def largest(self) -> float:
         """The largest one."""
         return max(self.found.values(), default=math.nan)
+
+
+def factor(layer: Layer, features: Tensor | None, std: Tensor) -> Tensor:
+    """The factor f for which f times a product, with the bias added, has the wanted std.
+
+    It solves f^2 Var(product) + 2 f Cov(product, bias) + Var(bias) = std^2. A bias that varies by
+    more than that among features leaves no room, and the product alone gets it.
+    """
+    goal = layer.target.goal
+    if layer.added is not None:
+        product, whole = layer.of(features).float(), layer.whole(features).float()
+        bias, own = spread(whole - product).square(), std.square()
+        both = (spread(whole).square() - own - bias) / 2
+        if bool(bias < goal**2):
+            return ((both.square() + own * (goal**2 - bias)).sqrt() - both) / own
+    return goal / std
 
 
 def spread(values: Tensor) -> Tensor:

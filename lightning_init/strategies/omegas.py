@@ -17,8 +17,8 @@ from lightning_init.architecture.opened import OPENED
 from lightning_init.architecture.operations import ADDITIONS, NORMS, kind
 from lightning_init.architecture.params import Role
 from lightning_init.strategies.calibration import Calibration
+from lightning_init.strategies.dropout import without_dropout
 from lightning_init.strategies.gate import Accept, gated
-from lightning_init.strategies.one_pass import without_dropout
 from lightning_init.strategies.plan import Forward, Plan
 from lightning_init.strategies.registry import Calibrator
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -25,13 +24,13 @@ from lightning_init.architecture.operations import (
     MATRIX,
     MOVEMENTS,
     PRODUCTS,
-    RECURRENT,
     Function,
     kind,
 )
 from lightning_init.architecture.params import Part
 from lightning_init.architecture.products import operands, product
 from lightning_init.architecture.rows import replay
+from lightning_init.strategies.dropout import without_dropout
 
 _FOLLOWED = MOVEMENTS | CONVERSIONS | {"mul", "div", "neg", "masked_fill"}  # linear in a weight
 _MULTIPLIES = MATRIX | PRODUCTS
@@ -79,6 +78,7 @@ class Layer:
         dim: The parameter's dimension of the same features.
         rows: For each output feature its index along `dim`, None if that is unknown.
         bias: What was passed to be added, None if nothing was.
+        added: The same as it is added to the product, None if it is 0.
     """
 
     target: Target
@@ -89,6 +89,7 @@ class Layer:
     dim: int
     rows: Tensor | None
     bias: Tensor | None
+    added: Tensor | None = None
 
     def blocks(self) -> Iterator[tuple[object, Tensor | None]]:
         """What is calibrated by itself: a key, and its output features, None for all of them."""
@@ -107,12 +108,19 @@ class Layer:
 
     def of(self, features: Tensor | None) -> Tensor:
         """The product's entries of some output features."""
-        if features is None or len(features) == self.product.shape[self.feature]:
-            return self.product
+        return self._of(self.product, features)
+
+    def whole(self, features: Tensor | None) -> Tensor:
+        """The same of the result, with what is added."""
+        return self._of(self.product if self.added is None else self.product + self.added, features)
+
+    def _of(self, values: Tensor, features: Tensor | None) -> Tensor:
+        if features is None or len(features) == values.shape[self.feature]:
+            return values
         first, count = int(features[0]), len(features)
         if int(features[-1]) - first + 1 == count:
-            return self.product.narrow(self.feature, first, count)
-        return self.product.index_select(self.feature, features.to(self.product.device))
+            return values.narrow(self.feature, first, count)
+        return values.index_select(self.feature, features.to(values.device))
 
 
 class Change(NamedTuple):
@@ -213,7 +221,8 @@ class OnePass(TorchFunctionMode):
         added: Tensor | None,
     ) -> Layer:
         _, target, labels = self._known[id(operand)]
-        alone = out if added is None or not bool(added.any()) else out - added
+        added = added if added is not None and bool(added.any()) else None
+        alone = out if added is None else out - added
         dim, rows = target.axis, None
         if axis is not None and out.shape[feature] != operand.shape[axis]:
             axis = None  # grouped: features are not along one dimension
@@ -221,7 +230,7 @@ class OnePass(TorchFunctionMode):
             dim, rows = axis, torch.arange(operand.shape[axis])
         elif axis is not None and labels:
             dim, rows = _along(labels, axis, target.axis)
-        return Layer(target, operand, axis, alone, feature, dim, rows, bias)
+        return Layer(target, operand, axis, alone, feature, dim, rows, bias, added)
 
     def _follow(self, call: Call, operand: Tensor) -> None:
         """Know a weight again that was transposed, split, masked or cast."""
@@ -285,15 +294,3 @@ def _done(layer: Layer, change: Change, added: Tensor | None) -> Tensor:
     if change.bias is not None and layer.bias is not None:
         layer.bias.copy_(change.bias)
     return out if added is None else out.add_(added)
-
-
-def without_dropout(
-    func: Function, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call that has dropout inside, without it."""
-    if func is F.scaled_dot_product_attention:
-        args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
-        kwargs = {**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs
-    elif name in RECURRENT:  # its only number with a point
-        args = tuple(0.0 if isinstance(arg, float) else arg for arg in args)
-    return args, kwargs

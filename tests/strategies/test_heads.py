@@ -244,3 +244,56 @@ def test_no_step_is_spent_on_frequencies():
             results.setdefault(spec.strategy, []).append(forward().item())
     assert min(results["auto"]) > 0.45
     assert max(results["prior_head"]) < 0.36
+
+
+WEIGHT = torch.tensor([1.0, 2.0, 5.0])
+CLASSES = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+SHARES = noise(100, 3).softmax(-1)
+SEVERAL = (noise(100, 3) > torch.tensor([-1.0, 0.0, 1.0])).float()
+TARGETS = noise(100, 3).exp() * torch.tensor([1.0, 10.0, 100.0])
+EACH = noise(100, 3).abs()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda out: F.cross_entropy(out, CLASSES, weight=WEIGHT),
+        lambda out: F.cross_entropy(out, CLASSES, label_smoothing=0.2),
+        lambda out: F.cross_entropy(out, CLASSES, WEIGHT, label_smoothing=0.2),
+        lambda out: F.cross_entropy(out, SHARES, weight=WEIGHT, label_smoothing=0.2),
+        lambda out: nn.CrossEntropyLoss(WEIGHT)(out, CLASSES),
+        lambda out: F.nll_loss(F.log_softmax(out, -1), CLASSES, WEIGHT),
+        lambda out: F.binary_cross_entropy_with_logits(out, SEVERAL, pos_weight=WEIGHT),
+        lambda out: F.binary_cross_entropy_with_logits(out, SEVERAL, EACH, pos_weight=WEIGHT),
+        lambda out: F.binary_cross_entropy_with_logits(out, SEVERAL, EACH[:, :1]),
+        lambda out: F.binary_cross_entropy(out.sigmoid(), SEVERAL, EACH),
+        lambda out: F.binary_cross_entropy_with_logits(out, 0.9 * SEVERAL + 0.05),
+        lambda out: F.l1_loss(out, TARGETS),
+        lambda out: F.huber_loss(out, TARGETS, delta=0.3),
+        lambda out: F.smooth_l1_loss(out, TARGETS, beta=0.5),
+        lambda out: F.mse_loss(out, TARGETS),
+    ],
+)
+def test_no_other_constant_answer_has_a_smaller_loss(loss):
+    """Whatever the loss was told: weights, smoothing, a weight of each label."""
+    model, x = net(6, 3), noise(100, 6)
+    prior(model, lambda: loss(model(x)), weight="zero")
+    bias = model[2].bias.detach().double()
+
+    def at(values):
+        return loss(values.float().expand(100, 3)).item()
+
+    start = at(bias)
+    for output in range(3):
+        for step in (-0.1, 0.1):
+            moved = bias.clone()
+            moved[output] += step * max(1.0, abs(float(bias[output])))
+            assert start < at(moved)
+
+
+def test_what_the_loss_ignores_is_no_label():
+    """An ignored class is as one that was never seen; the others keep their odds."""
+    model, x = net(6, 3), noise(100, 6)
+    prior(model, lambda: F.cross_entropy(model(x), CLASSES, ignore_index=1))
+    found = model[2].bias.exp().tolist()
+    assert found == pytest.approx([60 / 70.5, 0.5 / 70.5, 10 / 70.5], rel=1e-5)

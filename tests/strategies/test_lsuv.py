@@ -1,10 +1,13 @@
 """LSUV: one forward pass, exact unit variance, and nothing else changes."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm
 from torch.overrides import TorchFunctionMode
 
 from lightning_init import InitSpec, apply_, calibrate_, initialize_, make_plan
@@ -562,3 +565,77 @@ def test_lsuv_trains_a_deep_rectifier_net():
     assert best > 0.4
     for baseline in ("keep", "xavier_normal"):
         assert accuracy(40, nn.ReLU, baseline, 0, 0.01)[0] < 0.2
+
+
+def biased(groups=1):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, groups=groups), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(512, 16), nn.Tanh(), nn.Linear(16, 4),
+    )  # fmt: skip
+
+
+def test_outputs_have_unit_std_with_their_biases():
+    """PyTorch's own biases are not 0: what a hook sees is the product and its bias."""
+    model, x = biased(), noise(32, 3, 8, 8)
+    spec = InitSpec("chain", {"steps": ["torch_default", "lsuv"]})
+    plan = initialize_(model, spec, seed=0, forward=lambda: model(x))
+    assert float(model[0].bias.detach().abs().max()) > 0.01
+    found = stds(model, lambda: model(x))
+    assert all(abs(std - 1) < 1e-5 for std in found[:-1])
+    assert measured(plan).after < 1e-5
+
+
+def test_query_key_and_value_with_their_biases():
+    torch.manual_seed(0)
+    attend, head, x = (
+        nn.MultiheadAttention(16, 2, batch_first=True),
+        nn.Linear(16, 2),
+        noise(8, 5, 16),
+    )
+    model = nn.ModuleList([attend, head])
+    with torch.no_grad():
+        attend.in_proj_bias.normal_(0, 0.3)
+    keep = InitSpec("lsuv", overrides={"*bias": "keep"})
+    initialize_(model, keep, seed=0, forward=lambda: head(attend(x, x, x)[0]))
+    assert float(attend.in_proj_bias.detach().std()) > 0.1
+    with torch.no_grad():
+        out = F.linear(x, attend.in_proj_weight, attend.in_proj_bias)
+    assert all(abs(float(each.std(correction=0)) - 1) < 1e-5 for each in out.chunk(3, -1))
+
+
+def test_a_bias_that_leaves_no_room():
+    model, x = biased(), noise(32, 3, 8, 8)
+    with torch.no_grad():
+        model[0].bias.copy_(torch.arange(8.0))
+    plan = lsuv_keeping_biases(model, lambda: model(x))
+    assert measured(plan).after > 1  # said, not hidden
+    out = F.conv2d(x, model[0].weight.detach())
+    assert float(out.std(correction=0)) == pytest.approx(1, abs=1e-5)
+
+
+def lsuv_keeping_biases(model, forward):
+    spec = InitSpec("lsuv", {"accept": "always"}, overrides={"*.bias": "keep"})
+    return initialize_(model, spec, seed=0, forward=forward)
+
+
+@pytest.mark.parametrize("wrap", [spectral_norm, orthogonal])
+def test_a_parametrization_that_sets_the_scale_is_left_out_and_named(wrap):
+    torch.manual_seed(0)
+    model = nn.Sequential(wrap(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
+    x = noise(64, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan = lsuv(model, lambda: model(x), accept="always")
+    assert "not calibrated: 0.weight" in measured(plan).why
+    model.eval()
+    # The layers behind it are calibrated to what it really gives.
+    assert float(model[:3](x).detach().std(correction=0)) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_forward_pass_that_is_vectorized():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = noise(64, 8)
+    plan = lsuv(model, lambda: torch.vmap(model)(x))
+    assert "no output of 0.weight is seen" in measured(plan).why
