@@ -75,6 +75,8 @@ class Usage:
         within: Index of the residual branch that the layer is part of, -1 outside of branches.
         gain: 1 / sqrt(E[phi(z)^2]), z ~ N(0, 1), of the function phi that follows, its arguments
             and formula as seen; 1 if none does, None if unknown.
+        recurs: Whether the layer takes what came of its own earlier result: a step of a recurrence
+            that is written by hand.
     """
 
     depth: int = 0
@@ -90,6 +92,7 @@ class Usage:
     calls: int = 1
     within: int = -1
     gain: float | None = None
+    recurs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,6 +202,7 @@ def _usage(
         calls=max(1, round(share)),
         within=max(within, branch),
         gain=functions.gain(index) if op.is_weight_layer else None,
+        recurs=op.is_weight_layer and any(graph.past(c) >> min(calls) & 1 for c in calls - {index}),
     )
 
 

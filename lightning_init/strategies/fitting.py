@@ -71,6 +71,7 @@ class Fitting:
         self.scheme, self.donor, self.model = scheme, donor, unwrap(model)
         self.infos = [info for info in architecture if "companion" not in info.flags]
         self.architecture = architecture
+        self.total = max(1, sum(info.numel for info in self.infos))
         statistics = [_statistic(name, buffer, architecture) for name, buffer in self._buffers()]
         self.statistics = {info.name for info in statistics}
         targets = [(info.names, info.shape) for info in (*self.infos, *statistics)]
@@ -192,10 +193,8 @@ class Fitting:
     @property
     def covered(self) -> float:
         """The share of the model's parameters that have a donor."""
-        total = sum(info.numel for info in self.infos)
-        return sum(
-            c.values.numel() for n, c in self.cuts.items() if n not in self.statistics
-        ) / max(total, 1)
+        own = (c.values.numel() for n, c in self.cuts.items() if n not in self.statistics)
+        return sum(own) / self.total
 
     def _check(self, coverage: float) -> None:
         spoilt = [name for name, c in self.cuts.items() if not bool(c.values.isfinite().all())]
@@ -203,7 +202,9 @@ class Fitting:
             where = f"{self.matching.found[spoilt[0]]} of {self.donor.name}"
             says = "has values that are NaN or infinite: name an earlier checkpoint, or "
             raise unsuitable(f"{self.scheme}: {where} {says}", "auto")
-        if self.covered >= coverage and self.cuts:
+        # What grows counts whole: twice as wide is 4 times as many parameters.
+        share = sum(i.numel for i in self.infos if i.name in self.cuts) / self.total
+        if share >= coverage and self.cuts:
             return
         left = sorted((i for i in self.infos if i.name not in self.cuts), key=lambda i: -i.numel)
         lines = []
@@ -215,7 +216,7 @@ class Fitting:
                 f"{info.name} {info.shape}: {why or f'the closest is {near[0] if near else None}'}"
             )
         raise unsuitable(
-            f"{self.scheme}: {self.donor.name} covers {self.covered:.1%} of the parameters, less "
+            f"{self.scheme}: {self.donor.name} covers {share:.1%} of the parameters, less "
             f"than coverage={coverage:g}. Without a donor are {'; '.join(lines)}. Say by rename: "
             "'old=new' how parts of names differ, or lower coverage; else ",
             "auto",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lightning_init.architecture.params import Architecture, Role
+from lightning_init.architecture.params import Architecture, ParamInfo, Role
 
 
 class NotYetError(ValueError):
@@ -62,7 +62,10 @@ NEEDS: dict[str, Need] = {
         "the forward pass shows none",
     ),
     "recurrence": Need(
-        "recurrent layers", _has(Role.RECURRENT), "the model has no hidden-to-hidden matrix"
+        "recurrent layers",
+        lambda seen: any(i.role is Role.RECURRENT or is_hidden(i) for i in seen),
+        "the model has no hidden-to-hidden matrix to be seen (a cell that is written by hand shows "
+        "it in a forward pass of 2 or more steps)",
     ),
     "sine": Need(
         "layers followed by a sine",
@@ -90,6 +93,21 @@ NEEDS: dict[str, Need] = {
         "call remove_norms_(model, ...) where the model is built",
     ),
 }
+
+
+def is_hidden(info: ParamInfo) -> bool:
+    """Whether a matrix is hidden-to-hidden in a cell that is written by hand: square per gate.
+
+    Example:
+        >>> usage = Usage(recurs=True)
+        >>> is_hidden(ParamInfo(("w",), (12, 4), Role.WEIGHT, usage=usage))
+        True
+    """
+    usage = info.usage
+    if usage is None or not usage.recurs or usage.within >= 0 or len(info.shape) != 2:
+        return False
+    rows, columns = info.shape[info.axis], info.shape[1 - info.axis]
+    return info.role is Role.WEIGHT and columns > 0 and rows in (n * columns for n in (1, 2, 3, 4))
 
 
 def check_needs(

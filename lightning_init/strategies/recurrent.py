@@ -17,7 +17,7 @@ from lightning_init.architecture.arguments import Range
 from lightning_init.architecture.params import Architecture, ParamInfo, Role
 from lightning_init.strategies.distributions import Constant, Distribution, reason_field
 from lightning_init.strategies.initializers import ByRole
-from lightning_init.strategies.needs import unsuitable
+from lightning_init.strategies.needs import is_hidden, unsuitable
 from lightning_init.strategies.orthogonal import Orthonormal
 from lightning_init.strategies.registry import Strategy, strategy
 from lightning_init.strategies.variance import Gain, VarianceScaling, tied_table
@@ -36,9 +36,23 @@ class ForgetBias:
         return Constant(0.0, reason="zero")
 
 
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """Orthogonal per gate for hidden-to-hidden matrices of cells written by hand, else Xavier."""
+
+    gain: float = 1.0
+
+    def __call__(self, info: ParamInfo) -> Distribution:
+        """The distribution of one matrix, or of one gate's part of it."""
+        if not is_hidden(info):
+            return VarianceScaling(1, "fan_avg", 1.0, "uniform", "Xavier")(info)
+        gates = 1 if info.part else info.shape[info.axis] // info.shape[1 - info.axis]
+        return Orthonormal(self.gain, "hidden to hidden")(replace(info, blocks=gates))
+
+
 def _per_gate(gain: float) -> ByRole:
     return ByRole(
-        weight=VarianceScaling(1, "fan_avg", 1.0, "uniform", "Xavier"),
+        weight=Hidden(gain),
         recurrent=Orthonormal(gain, "hidden to hidden"),
         embedding=tied_table,
     )
@@ -51,8 +65,9 @@ def recurrent(
     """Orthogonal hidden-to-hidden and U(+-sqrt(6/(in+out))) other matrices per gate; forget bias 1.
 
     The forget bias is set once: PyTorch adds `bias_ih` and `bias_hh`, so the first has the value
-    and the second is 0, as are all other biases. A GRU has no forget gate. The gates of a layer
-    that is written by hand are known where its forward pass shows the split.
+    and the second is 0, as are all other biases. A GRU has no forget gate. Of a cell that is
+    written by hand a forward pass of 2 or more steps shows the hidden-to-hidden matrix, if it is
+    square per gate, but not which gate forgets: the plan says so, and its biases are 0.
 
     Args:
         forget_bias: Of an LSTM's forget gates, 0 to 10.
@@ -71,7 +86,24 @@ def recurrent(
         constant 0
         (None, None)
     """
-    return Strategy(replace(_per_gate(gain), bias=ForgetBias(forget_bias)))
+    made = Strategy(replace(_per_gate(gain), bias=ForgetBias(forget_bias)))
+
+    def prepare(model: nn.Module, architecture: Architecture) -> Strategy:  # noqa: ARG001
+        return made._replace(notes=_by_hand(architecture))
+
+    return made._replace(prepare=prepare)
+
+
+def _by_hand(architecture: Architecture) -> tuple[str, ...]:
+    """A sentence for cells of which it is not known which gate forgets."""
+    found = [info.name for info in architecture if is_hidden(info)]
+    if not found:
+        return ()
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return (
+        f"written by hand: {found[0]}{more}; which of its gates forgets is not to be seen, so no "
+        "bias is set for it: set it where the model is built, and leave it by an override `keep`",
+    )
 
 
 @dataclass(frozen=True, slots=True)

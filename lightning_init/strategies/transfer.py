@@ -57,7 +57,8 @@ def warm_start(
         mismatch: For tensors of other shapes: `slice`, `skip` (as the scheme below) or `error`.
         select: `importance`, or `even`: evenly spaced.
         rescale: `norm`, `fan_in` (exactly sqrt(n_donor / n_model)) or `none`.
-        coverage: The least share of the model's parameters that the file must have, 0 to 1.
+        coverage: The least share of the model's parameters that must have a donor, 0 to 1; a
+            tensor that grows counts whole.
         heads: Heads of attention in the donor; 0 takes the `config.json` beside the weights, else
             heads as wide as the model's where that is usual and fits, else as many.
         new_branches: Residual branches of a deeper model that the donor lacks: `zero` ends them

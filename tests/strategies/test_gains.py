@@ -18,6 +18,7 @@ from lightning_init import (
     make_plan,
 )
 from lightning_init.architecture.quadrature import nodes
+from lightning_init.architecture.trace import ForwardError
 from lightning_init.strategies.matrices import DeltaOrthogonal, Orthogonal
 from tests.zoo import ZOO
 
@@ -312,5 +313,5 @@ def test_the_larger_of_two_layers_is_no_function_of_one():
 def test_a_scripted_activation():
     model = nn.Sequential(nn.Linear(8, 16), torch.jit.script(nn.GELU()), nn.Linear(16, 4))
     assert all(entry.written for entry in make_plan(model, "auto"))
-    with pytest.raises(ValueError, match="TorchScript module does not show its calls"):
+    with pytest.raises(ForwardError, match="TorchScript module does not show its calls"):
         make_plan(model, "auto", forward=lambda: model(torch.randn(6, 8)))

@@ -175,3 +175,57 @@ def test_scale_keeps_the_forget_bias_and_doubles_chrono():
     assert InitSpec("recurrent", {"scale": 2.0}).build().initializer(bias) == Constant(1.0)
     one, two = (make_plan(nn.LSTM(3, 4), InitSpec("chrono", {"scale": s})) for s in (1.0, 2.0))
     assert two["bias_ih_l0"].std == pytest.approx(2 * one["bias_ih_l0"].std)
+
+
+class Cell(nn.Module):
+    """An LSTM as tutorials write it."""
+
+    def __init__(self, split_first):
+        super().__init__()
+        self.inner, self.hidden = nn.Linear(5, 32), nn.Linear(8, 32, bias=False)
+        self.out, self.split_first = nn.Linear(8, 3), split_first
+
+    def forward(self, x):
+        h = c = torch.zeros(len(x), 8)
+        for t in range(x.shape[1]):
+            one, two = self.inner(x[:, t]), self.hidden(h)
+            if self.split_first:
+                gates = [a + b for a, b in zip(one.chunk(4, 1), two.chunk(4, 1), strict=True)]
+            else:
+                gates = (one + two).chunk(4, 1)
+            i, f, g, o = gates
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+        return self.out(h)
+
+
+@pytest.mark.parametrize("split_first", [False, True])
+def test_a_cell_written_by_hand(split_first):
+    model = Cell(split_first)
+    x = torch.randn(2, 4, 5)
+    spec = InitSpec("recurrent", {"gain": 1.25})
+    plan = initialize_(model, spec, seed=0, forward=lambda: model(x))
+    for gate in model.hidden.weight.detach().chunk(4):
+        assert torch.linalg.svdvals(gate) == pytest.approx(torch.full((8,), 1.25), rel=1e-5)
+    assert not model.inner.bias.any()
+    assert any("hidden.weight" in note and "forgets is not to be seen" in note
+               for note in plan.notes)  # fmt: skip
+    for forward in (None, lambda: model(x[:, :1])):
+        with pytest.raises(UnsuitableError, match="2 or more steps"):
+            make_plan(model, "recurrent", forward=forward)
+
+
+def test_shared_layers_of_a_residual_net_are_no_recurrence():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            for _ in range(3):
+                x = x + self.two(torch.relu(self.one(x)))
+            return x
+
+    model = Shared()
+    with pytest.raises(UnsuitableError, match="no hidden-to-hidden"):
+        make_plan(model, "recurrent", forward=lambda: model(torch.randn(2, 8)))

@@ -457,3 +457,17 @@ def test_a_flattened_map_of_doubled_channels_without_a_forward_pass(tmp_path):
     kept = [large[2].bias.tolist().index(value) for value in small[2].bias.tolist()]
     columns = large[5].weight.view(5, 16, 16)[:, kept].flatten(1)
     assert torch.equal(small[5].weight, columns)
+
+
+def test_twice_as_wide_is_no_low_coverage(tmp_path):
+    def mlp(width):
+        return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
+                             nn.Linear(width, 3))  # fmt: skip
+
+    narrow, wide = mlp(16), mlp(64)
+    torch.save(narrow.state_dict(), tmp_path / "narrow.pt")
+    x = torch.randn(5, 8)
+    spec = InitSpec("warm_start", {"path": str(tmp_path / "narrow.pt")})
+    plan = initialize_(wide, spec, seed=0, forward=lambda: wide(x))
+    assert "9% of the parameters" in plan.notes[0]
+    torch.testing.assert_close(wide(x), narrow(x))
