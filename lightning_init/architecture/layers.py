@@ -205,6 +205,9 @@ def module_traits(model: nn.Module) -> frozenset[str]:
     return frozenset(found)
 
 
+_NORMS = ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalizes; those that libraries write themselves go by their names.
 
@@ -213,10 +216,10 @@ def is_norm(module: nn.Module) -> bool:
         (True, False)
     """
     kind = type(module).__name__
-    # Norms that libraries write themselves (LlamaRMSNorm, ...) share the ending.
+    # Norms that libraries write themselves (LlamaRMSNorm, LayerNorm2d, ...) are called so.
     named = kind.endswith("Norm") and not kind.startswith("_")  # torch's own _WeightNorm
     known = any(fact.role is Role.NORM_SCALE for fact in describe(module).values())
-    return named or known or "BatchNorm" in kind
+    return named or known or any(name in kind for name in _NORMS)
 
 
 def _matrix(fan_in: int, fan_out: int) -> dict[str, Described]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -70,8 +72,11 @@ def owns_weights(module: nn.Module) -> bool:
     )
 
 
-def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
+def norm_layers(model: nn.Module, patterns: Iterable[str] = ()) -> dict[str, nn.Module]:
     """The outermost norms by name: a block that holds matrices is none, whatever it is called.
+
+    A pattern on names that finds no norm may mean one of the user's own, whose class is called
+    otherwise: any module that is not PyTorch's, and has neither matrices nor parts.
 
     Example:
         >>> list(norm_layers(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))))
@@ -82,6 +87,15 @@ def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
         inside = any(name.startswith(f"{outer}.") for outer in found)
         if is_norm(module) and not inside and not any(map(owns_weights, module.modules())):
             found[name] = module
+    for key in [key for key in patterns if not any(fnmatchcase(name, key) for name in found)]:
+        found |= {
+            name: module
+            for name, module in model.named_modules()
+            if fnmatchcase(name, key)
+            and not type(module).__module__.startswith("torch.nn.")
+            and not any(True for _ in module.children())
+            and not owns_weights(module)
+        }
     return found
 
 

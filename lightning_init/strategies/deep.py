@@ -252,7 +252,7 @@ def _alpha_notes(
 ) -> tuple[str, ...]:
     """What the skip paths of a model lack of DeepNorm's alpha."""
     said = ", ".join(f"{alpha:.4g}" for alpha in dict.fromkeys(alphas.values()))
-    call = 'call add_branch_scales_(model, "deepnorm") where the model is built'
+    call = 'call add_branch_scales_(model, "deepnorm", forward=...) where a Post-LN model is built'
     wanted = f"deepnorm wants LN(alpha x + f(x)) with alpha {said}"
     values = dict(named_tensors(model))
     seen: dict[int, float] = {}

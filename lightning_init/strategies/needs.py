@@ -29,7 +29,7 @@ class Need(NamedTuple):
         says: The fact, after "needs".
         holds: Whether a model has it.
         missing: What is so if it has not, after "but".
-        do: What to do about it, `""` if only another scheme helps.
+        do: What to do about it, `""` if only another scheme helps; `{scheme}` is its name.
     """
 
     says: str
@@ -48,6 +48,7 @@ def _unknown_yet(seen: Architecture) -> bool:
     return True
 
 
+SCALED = ("fixup", "skipinit", "rezero", "layerscale", "deepnorm", "admin")
 FORWARD = "pass forward=lambda: model(batch)"
 NEEDS: dict[str, Need] = {
     "batch": Need("a batch", _unknown_yet, "there is none", FORWARD),
@@ -84,13 +85,13 @@ NEEDS: dict[str, Need] = {
         "a learned scale in each residual branch",
         _has(Role.BRANCH_SCALE),
         "the branches have none",
-        "call add_branch_scales_(model, ...) where the model is built",
+        'call add_branch_scales_(model, "{scheme}", forward=...) where the model is built',
     ),
     "no norms": Need(
         "a model without norm layers",
         lambda seen: not any("norm" in info.traits for info in seen),
         "this one has some",
-        "call remove_norms_(model, ...) where the model is built",
+        "call remove_norms_(model) where the model is built",
     ),
 }
 
@@ -128,8 +129,13 @@ def check_needs(
             continue
         text = f"{scheme} needs {need.says}, but {need.missing}: "
         if name == "forward":
-            raise NotYetError(f"{text}{need.do}. Nothing has been changed")
-        raise unsuitable(text + (f"{need.do}, or " if need.do else ""), nearest)
+            raise NotYetError(f"{text}{_do(need, scheme)}. Nothing has been changed")
+        raise unsuitable(text + (f"{_do(need, scheme)}, or " if need.do else ""), nearest)
+
+
+def _do(need: Need, scheme: str) -> str:
+    """What to type; a scheme of the user's own has no branch scales of its name."""
+    return need.do.replace('"{scheme}"', f'"{scheme}"' if scheme in SCALED else "...")
 
 
 def holds(needs: tuple[str, ...], architecture: Architecture) -> bool:
@@ -155,7 +161,7 @@ that applies is 'kaiming_normal'. Nothing has been changed")
 def check_wants(scheme: str, wants: tuple[str, ...], architecture: Architecture) -> tuple[str, ...]:
     """A sentence for each fact that a scheme would like a model to have."""
     return tuple(
-        f"{scheme} wants {need.says}, but {need.missing}: {need.do}"
+        f"{scheme} wants {need.says}, but {need.missing}: {_do(need, scheme)}"
         for need in (NEEDS[name] for name in wants)
         if not need.holds(architecture)
     )

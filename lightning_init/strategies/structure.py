@@ -35,8 +35,8 @@ def remove_norms_(model: nn.Module, names: str | Sequence[str] | None = None) ->
     """Replace norm layers by `nn.Identity`, for schemes that train without (Fixup, T-Fixup).
 
     Norms are PyTorch's, and modules of other libraries or your own whose class is called so
-    (`LlamaRMSNorm`); what has matrices inside (a block called `PreNorm`) is none. A convolution in
-    front of a BatchNorm often has no bias of its own: it gets none here, Fixup's scalar biases
+    (`LlamaRMSNorm`, `LayerNorm2d`), others by `names`; what has matrices inside (a block called
+    `PreNorm`) is none. A convolution in front of a BatchNorm often has no bias of its own: it gets none here, Fixup's scalar biases
     (`add_branch_scales_`) take its place. An `nn.TransformerEncoderLayer` without norms no longer
     takes its fused path in evaluation, which computes them. Code that reads a norm's own weight
     (Mamba of transformers) fails without it: leave such norms out by `names`.
@@ -60,12 +60,15 @@ def remove_norms_(model: nn.Module, names: str | Sequence[str] | None = None) ->
         Identity()
     """
     model = unwrap(model)
-    found = norm_layers(model)
+    found = norm_layers(model, [names] if isinstance(names, str) else names or ())
     chosen = {name: found[name] for name in _matching("norm", names, found)}
     if "" in chosen:
         raise ValueError(f"the model is itself a norm, {type(model).__name__}. {_UNTOUCHED}")
     if not chosen:
-        raise ValueError(f"the model has no norm layers to remove. {_UNTOUCHED}")
+        raise ValueError(
+            "the model has no norm layers to remove; norms of your own whose class is not called "
+            f"so are found by `names`. {_UNTOUCHED}"
+        )
     for name, norm in chosen.items():
         if norm._parameters.get(BRANCH_SCALE) is not None:
             raise ValueError(

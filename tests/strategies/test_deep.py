@@ -79,7 +79,7 @@ def test_deepnorm_says_that_alpha_is_missing(model):
     text = str(planned(model, "deepnorm"))
     alphas = {"encoder": "1.414", "llama": "1.414", "t5": "1.006, 1.565"}  # N = 2; N = M = 2
     assert f"with alpha {alphas[model]}, but the branches have no scale" in text
-    assert 'call add_branch_scales_(model, "deepnorm")' in text
+    assert 'add_branch_scales_(model, "deepnorm", forward=...) where a Post-LN model' in text
 
 
 def test_the_alphas_of_the_paper():

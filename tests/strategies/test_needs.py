@@ -1,15 +1,18 @@
 """A scheme on a model that it cannot serve: the error names the missing fact and what would do."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 
-from lightning_init import InitSpec, analyze, initialize_, make_plan
+from lightning_init import InitSpec, add_branch_scales_, analyze, initialize_, make_plan
 from lightning_init.strategies.distributions import Normal
 from lightning_init.strategies.initializers import ByRole
-from lightning_init.strategies.needs import NEEDS, NotYetError, UnsuitableError
+from lightning_init.strategies.needs import NEEDS, SCALED, NotYetError, UnsuitableError
 from lightning_init.strategies.registry import _REGISTRY, Strategy, strategy
 from lightning_init.strategies.stacks import stack_of, stacks
+from lightning_init.strategies.structure import Scheme
 from tests.zoo import ZOO
 
 
@@ -92,7 +95,7 @@ def test_needs_hold_inside_of_other_specs(needing, where):
 def test_what_is_only_wanted_is_said_by_the_plan(needing):
     module, forward = ZOO["residual_cnn"]()
     plan = make_plan(module, needing(wants=("branch scales", "no norms")), forward=forward)
-    call = "call add_branch_scales_(model, ...) where the model is built"
+    call = "call add_branch_scales_(model, ..., forward=...) where the model is built"
     assert any(call in note for note in plan.notes)
     assert f"note: {plan.notes[0]}" in str(plan)
     assert plan.to_dict()["notes"] == list(plan.notes)
@@ -158,3 +161,17 @@ def test_the_branch_that_contains_each_layer():
             assert info.usage.within == 2 * layer + ("linear" in info.name), info.name
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     assert all(i.usage.within == -1 for i in analyze(model, lambda: model(torch.ones(1, 4))))
+
+
+@pytest.mark.parametrize("scheme", ["skipinit", "rezero", "layerscale", "admin", "fixup"])
+def test_the_call_that_is_missing_is_one_that_works(scheme):
+    assert set(SCALED) == set(get_args(Scheme))
+    module, forward = ZOO["encoder"]()
+    try:
+        said = str(make_plan(module, scheme, forward=forward))
+    except UnsuitableError as error:
+        said = str(error)
+    call = f'add_branch_scales_(model, "{scheme}", forward=...)'
+    assert call in said
+    assert add_branch_scales_(module, scheme, forward=forward)
+    make_plan(module, scheme, forward=forward)

@@ -53,6 +53,37 @@ def test_patterns_choose_norms():
     assert "blocks.2.bn1" in norms_of(module)
 
 
+class LayerNorm2d(nn.Module):
+    """As timm and others write it: over the channels of an image."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return F.layer_norm(x.movedim(1, -1), self.gain.shape, self.gain).movedim(-1, 1)
+
+
+class Rms(LayerNorm2d):
+    """One whose name does not say what it is."""
+
+
+def test_norms_of_your_own_go_by_their_class_or_by_name():
+    def build():
+        layers = (nn.Conv2d(3, 4, 1), LayerNorm2d(4), nn.Conv2d(4, 4, 1), Rms(4), nn.PReLU())
+        return nn.Sequential(*layers)
+
+    assert remove_norms_(build()) == ["1"]
+    model = build()
+    assert remove_norms_(model, names=["1", "3"]) == ["1", "3"]
+    assert isinstance(model[3], nn.Identity)
+    for name in ("2", "4"):  # a layer of PyTorch's is known to be no norm
+        with pytest.raises(ValueError, match="no norm matches"):
+            remove_norms_(build(), names=name)
+    with pytest.raises(ValueError, match=r"no norm layers.*found by `names`"):
+        remove_norms_(model)
+
+
 def test_a_shared_norm_goes_everywhere_and_is_named_once():
     shared = nn.LayerNorm(4)
     model = nn.ModuleDict({"a": nn.Sequential(shared, nn.Linear(4, 4), shared), "b": shared})
