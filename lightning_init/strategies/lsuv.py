@@ -17,7 +17,7 @@ from lightning_init.strategies.gate import Accept, gated
 from lightning_init.strategies.initializers import ByRole
 from lightning_init.strategies.one_pass import Change, Layer
 from lightning_init.strategies.orthogonal import Orthonormal
-from lightning_init.strategies.passes import changed, few, shown, targets
+from lightning_init.strategies.passes import NOTHING, changed, few, shown, targets
 from lightning_init.strategies.plan import Forward, Plan
 from lightning_init.strategies.registry import Strategy, strategy
 from lightning_init.strategies.variance import tied_table
@@ -180,6 +180,7 @@ def lsuv(
         before, after = deviations
         hidden = [target.name for target in listed if target.name not in after.names]
         unseen = f"no output of {few(hidden)} is seen: as drawn" if hidden else ""
+        unseen = unseen if listed else NOTHING
         why = "; ".join(text for text in (found.why, unseen) if text)
         return [replace(found, before=before.largest, after=after.largest, why=why)]
 
