@@ -129,7 +129,9 @@ def lsuv(
     later already see the scaled outputs. Query, key and value are scaled each by itself, fused or
     not. Dropout is off. A weight used several times is scaled on its first use; one whose output
     is constant is left as drawn, with a warning. Matrices inside PyTorch's recurrent kernels stay
-    orthogonal: no output of theirs can be seen. In a `chain` it calibrates what is there.
+    orthogonal: no output of theirs can be seen, and a weight that its parametrization scales
+    (spectral norm) is left out; the report names both. Biases count as part of the output. In a
+    `chain` it calibrates what is there.
 
     Unit variance is not trainability: in a deep tanh net it makes gradients explode. So the model
     is read before and after, and if it became worse the weights are those that were drawn.
