@@ -18,7 +18,7 @@ from lightning_init.strategies.distributions import Distribution, Normal
 from lightning_init.strategies.gate import Accept, gated
 from lightning_init.strategies.initializers import ByRole
 from lightning_init.strategies.one_pass import Change, Layer, lies_in
-from lightning_init.strategies.passes import changed, few, shown, targets
+from lightning_init.strategies.passes import NOTHING, changed, few, shown, targets
 from lightning_init.strategies.plan import Forward, Plan
 from lightning_init.strategies.registry import Strategy, strategy
 from lightning_init.strategies.variance import tied_table
@@ -154,7 +154,8 @@ def channel_norm(
             "channel_norm", model, plan, lambda: shown(forward, listed, next(shows)), work, accept
         )
         before, after = readings
-        why = "; ".join(text for text in (found.why, after.left if found.accepted else "") if text)
+        left = (after.left if found.accepted else "") if listed else NOTHING
+        why = "; ".join(text for text in (found.why, left) if text)
         return [replace(found, before=before.largest, after=after.largest, why=why)]
 
     base = ByRole(weight=_direction, embedding=tied_table)

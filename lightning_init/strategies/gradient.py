@@ -199,7 +199,8 @@ def scaling(
     ]
     if not parameters:
         raise unsuitable(
-            f"{scheme} scales {what}, but the plan draws none that is trained and not 0: ",
+            f"{scheme} scales {what}, but the plan draws none that is trained, not 0 "
+            "and free to be scaled: ",
             _NEAREST,
         )
     found = Scaling(parameters, [p.detach().clone() for p in parameters])

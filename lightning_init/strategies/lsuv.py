@@ -17,7 +17,7 @@ from lightning_init.strategies.gate import Accept, gated
 from lightning_init.strategies.initializers import ByRole
 from lightning_init.strategies.one_pass import Change, Layer
 from lightning_init.strategies.orthogonal import Orthonormal
-from lightning_init.strategies.passes import changed, few, shown, targets
+from lightning_init.strategies.passes import NOTHING, changed, few, shown, targets
 from lightning_init.strategies.plan import Forward, Plan
 from lightning_init.strategies.registry import Strategy, strategy
 from lightning_init.strategies.variance import tied_table
@@ -129,7 +129,9 @@ def lsuv(
     later already see the scaled outputs. Query, key and value are scaled each by itself, fused or
     not. Dropout is off. A weight used several times is scaled on its first use; one whose output
     is constant is left as drawn, with a warning. Matrices inside PyTorch's recurrent kernels stay
-    orthogonal: no output of theirs can be seen. In a `chain` it calibrates what is there.
+    orthogonal: no output of theirs can be seen, and a weight that its parametrization scales
+    (spectral norm) is left out; the report names both. Biases count as part of the output. In a
+    `chain` it calibrates what is there.
 
     Unit variance is not trainability: in a deep tanh net it makes gradients explode. So the model
     is read before and after, and if it became worse the weights are those that were drawn.
@@ -180,6 +182,7 @@ def lsuv(
         before, after = deviations
         hidden = [target.name for target in listed if target.name not in after.names]
         unseen = f"no output of {few(hidden)} is seen: as drawn" if hidden else ""
+        unseen = unseen if listed else NOTHING
         why = "; ".join(text for text in (found.why, unseen) if text)
         return [replace(found, before=before.largest, after=after.largest, why=why)]
 

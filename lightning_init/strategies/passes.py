@@ -45,6 +45,9 @@ def targets(
     ]
 
 
+NOTHING = "nothing to calibrate: all is kept, 0 or an output layer (include_head=True)"
+
+
 def shown(forward: Forward, listed: list[Target], visit: Visit) -> object:
     """Run a forward pass whose layers are shown; nothing is changed."""
     with _open(), OnePass(listed, visit, writes=False):

@@ -639,3 +639,10 @@ def test_a_forward_pass_that_is_vectorized():
     x = noise(64, 8)
     plan = lsuv(model, lambda: torch.vmap(model)(x))
     assert "no output of 0.weight is seen" in measured(plan).why
+
+
+@pytest.mark.parametrize("scheme", ["lsuv", "channel_norm"])
+def test_a_model_that_is_all_output_layer(scheme):
+    model, x = nn.Linear(8, 2), noise(64, 8)
+    plan = initialize_(model, scheme, seed=0, forward=lambda: model(x))
+    assert "nothing to calibrate" in plan.calibrations[0].why
