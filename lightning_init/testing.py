@@ -9,17 +9,16 @@ Each function returns None or raises an `AssertionError` that says which promise
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 import yaml
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from lightning_init.architecture.arguments import Parameter
 from lightning_init.architecture.names import named_tensors
-from lightning_init.architecture.plain import plain
 from lightning_init.strategies.apply import initialize_
 from lightning_init.strategies.distributions import Calibrated, Constant, Distribution, Keep
 from lightning_init.strategies.given import Given
@@ -27,6 +26,18 @@ from lightning_init.strategies.needs import NotYetError, UnsuitableError
 from lightning_init.strategies.parts import Stacked
 from lightning_init.strategies.plan import Forward, Plan, PlanEntry
 from lightning_init.strategies.planning import make_plan
+from lightning_init.strategies.promises import (
+    another,
+    check_rng,
+    holds,
+    illegal,
+    is_as,
+    other_rng,
+    rng_of,
+    state_of,
+    structure_of,
+    values_of,
+)
 from lightning_init.strategies.registry import get
 from lightning_init.strategies.spec import InitSpec
 
@@ -73,33 +84,36 @@ def check_plan(name: str, build: Build, params: Mapping[str, Any] | None = None)
     """
     model, forward = build()
     spec = InitSpec(name, dict(params or {}))
-    before = _state(model)
+    before, made, rng = state_of(model), structure_of(model), rng_of()
     try:
-        plan = make_plan(model, spec, forward=forward)
+        plan = _plan(model, spec, forward)
     except (UnsuitableError, NotYetError) as error:
-        _holds(_is_as(model, before), f"{name}: an error changed the model")
+        holds(is_as(model, before), f"{name}: an error changed the model")
         _check_refusal(name, error, model, forward)
         return None
-    _holds(_is_as(model, before), f"{name}: a plan changed the model")
+    holds(is_as(model, before), f"{name}: a plan changed the model")
+    holds(structure_of(model) == made, f"{name}: a plan changed modules, hooks or training flags")
+    check_rng(name, rng, "planning")
     found, wanted = [e.info.names for e in plan], [names for names, _ in named_tensors(model)]
-    _holds(found == wanted, f"{name}: the plan has {found}, the model {wanted}")
+    holds(found == wanted, f"{name}: the plan has {found}, the model {wanted}")
     for entry in plan:
         where = f"{name}: {entry.info.name}"
-        _holds(bool(entry.distribution.reason), f"{where} has no reason")
+        holds(bool(entry.distribution.reason), f"{where} has no reason")
         if entry.written:
             flags = {"frozen", "lazy", "meta"} & entry.info.flags
-            _holds(not flags, f"{where} is {flags} and drawn")
-            _holds(entry.distribution.std >= 0, f"{where}: std {entry.distribution.std}")
-    again = make_plan(model, spec, forward=forward)
+            holds(not flags, f"{where} is {flags} and drawn")
+            holds(entry.distribution.std >= 0, f"{where}: std {entry.distribution.std}")
+    _check_blind(model, spec)
+    again = _plan(model, spec, forward)
     same = [e.distribution for e in plan] == [e.distribution for e in again]
-    _holds(same, f"{name}: planned twice, the plans differ")
-    _holds(plan.summary() in str(plan), f"{name}: the plan does not print its summary")
+    holds(same, f"{name}: planned twice, the plans differ")
+    holds(plan.summary() in str(plan), f"{name}: the plan does not print its summary")
     late = plan.calibrate_ is None or get(name).needs_batch or name == "chain"
-    _holds(late, f"{name}: calibrates, but needs= does not say 'batch'")
+    holds(late, f"{name}: calibrates, but needs= does not say 'batch'")
     sent = pickle.loads(pickle.dumps(plan))
     travelled = [(e.info.names, e.distribution) for e in sent]
     there = [(e.info.names, e.distribution) for e in plan]
-    _holds(travelled == there, f"{name}: pickled, it is another plan")
+    holds(travelled == there, f"{name}: pickled, it is another plan")
     yaml.safe_dump(plan.to_dict())
     return plan
 
@@ -112,10 +126,17 @@ def check_weights(name: str, build: Build, params: Mapping[str, Any] | None = No
     """
     spec = InitSpec(name, dict(params or {}))
     model, forward = build()
-    before, buffers = _values(model), {n: b.clone() for n, b in model.named_buffers()}
-    plan = initialize_(model, spec, seed=1, forward=forward)
-    after = _values(model)
-    _holds(plan.calibrate_ is None, f"{name}: still to be calibrated")
+    before, buffers = values_of(model), {n: b.clone() for n, b in model.named_buffers()}
+    grads, made, rng = [p.grad for p in model.parameters()], structure_of(model), rng_of()
+    plan = _said(name, "drawing", lambda: initialize_(model, spec, seed=1, forward=forward))
+    after = values_of(model)
+    check_rng(name, rng, "drawing or calibrating")
+    holds(
+        structure_of(model) == made, f"{name}: modules, hooks or training flags are not as before"
+    )
+    same = all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True))
+    holds(same, f"{name}: leaves gradients behind: use torch.autograd.grad instead of backward()")
+    holds(plan.calibrate_ is None, f"{name}: still to be calibrated")
     for entry in plan:
         if "companion" not in entry.info.flags:
             at = entry.info.name
@@ -123,11 +144,16 @@ def check_weights(name: str, build: Build, params: Mapping[str, Any] | None = No
     for at, buffer in model.named_buffers():
         # The vectors of a spectral norm belong to its weight.
         kept = "parametrizations" in at or torch.equal(buffer, buffers[at])
-        _holds(kept, f"{name}: changed the buffer {at}")
+        holds(kept, f"{name}: changed the buffer {at}")
     twin, twin_forward = build()
-    initialize_(twin, spec, seed=1, forward=twin_forward)
-    for at, value in _values(twin).items():
-        _holds(torch.equal(value, after[at]), f"{name}: {at} differs for the same seed")
+    with other_rng():  # one that many builds seed to the same state would hide who reads it
+        initialize_(twin, spec, seed=1, forward=twin_forward)
+    for at, value in values_of(twin).items():
+        holds(
+            torch.equal(value, after[at]),
+            f"{name}: {at} differs for the same seed: whatever is random must come from the "
+            "generator that `sample` gets, not from a global one",
+        )
 
 
 def check_scale(name: str, build: Build, params: Mapping[str, Any] | None = None) -> None:
@@ -156,45 +182,81 @@ def check_spec(name: str, params: Mapping[str, Any] | None = None) -> None:
         AssertionError: If a promise is broken.
     """
     entry = get(name)
-    _holds(bool(entry.summary), f"{name}: the docstring has no first sentence")
-    values = {key: _another(p) for key, p in entry.parameters.items() if p.converted is None}
+    holds(bool(entry.summary), f"{name}: the docstring has no first sentence")
+    values = {key: another(p) for key, p in entry.parameters.items() if p.converted is None}
     spec = InitSpec(entry.name, {**values, **(params or {})}, seed=7)
+    for chosen in ({}, *({key: value} for key, value in values.items())):
+        try:
+            entry.build({**(params or {}), **chosen})
+        except Exception as error:
+            raise AssertionError(f"{name}: with legal {chosen}: {error!r}") from error
     text = yaml.safe_dump(spec.to_dict(), sort_keys=False)
-    _holds(InitSpec.from_dict(yaml.safe_load(text)) == spec, f"{name}: another spec after YAML")
-    _holds(pickle.loads(pickle.dumps(spec)) == spec, f"{name}: another spec after pickle")
+    holds(InitSpec.from_dict(yaml.safe_load(text)) == spec, f"{name}: another spec after YAML")
+    holds(pickle.loads(pickle.dumps(spec)) == spec, f"{name}: another spec after pickle")
     for key, parameter in entry.parameters.items():
-        for value in _illegal(parameter):
+        for value in illegal(parameter):
             try:
                 InitSpec(name, {key: value})
             except ValueError as error:
-                _holds(key in str(error), f"{name}: the error for {key}={value!r} does not name it")
+                holds(key in str(error), f"{name}: the error for {key}={value!r} does not name it")
             else:
                 raise AssertionError(f"{name}: {key}={value!r} is not refused")
 
 
+def _plan(model: nn.Module, spec: InitSpec, forward: Forward | None) -> Plan:
+    return _said(spec.strategy, "planning", lambda: make_plan(model, spec, forward=forward))
+
+
+def _said(name: str, doing: str, work: Callable[[], Plan]) -> Plan:
+    """The result of a call, whose error is a broken promise unless it is a refusal."""
+    try:
+        return work()
+    except (UnsuitableError, NotYetError):
+        raise
+    except Exception as error:
+        raise AssertionError(
+            f"{name}: {doing} raised {type(error).__name__}: {error}. A scheme is total: it has a "
+            "distribution for every tensor of every model (`ByRole` and `keep` help), or names "
+            "what it `needs`, or raises an UnsuitableError in `prepare`"
+        ) from error
+
+
+def _check_blind(model: nn.Module, spec: InitSpec) -> None:
+    """Without a forward pass a scheme does what it can, or refuses; it does not stumble."""
+    with suppress(UnsuitableError, NotYetError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            _plan(model, spec, None)
+        except AssertionError as error:
+            raise AssertionError(
+                f"{error}. This was without a forward pass: `info.usage` is None then; say "
+                "needs=('forward',) if nothing can be done"
+            ) from error
+
+
 def _check_refusal(name: str, error: ValueError, model: nn.Module, forward: Forward) -> None:
     text = str(error)
-    _holds(name in text, f"{name}: the error does not name the scheme: {text}")
-    _holds("Nothing has been changed" in text, f"{name}: does it change anything? {text}")
+    holds(name in text, f"{name}: the error does not name the scheme: {text}")
+    holds("Nothing has been changed" in text, f"{name}: does it change anything? {text}")
     if isinstance(error, UnsuitableError):
         nearest = error.nearest
-        _holds(nearest in text, f"{name}: the error names no nearest scheme: {text}")
+        holds(nearest in text, f"{name}: the error names no nearest scheme: {text}")
         make_plan(model, nearest, forward=forward)
 
 
 def _check_drawn(where: str, entry: PlanEntry, before: Tensor, after: Tensor) -> None:
     law = entry.distribution
-    _holds(bool(after.isfinite().all()), f"{where} is not finite")
+    holds(bool(after.isfinite().all()), f"{where} is not finite")
     if isinstance(law, Keep):
-        _holds(torch.equal(after, before), f"{where} is kept, but was changed")
+        holds(torch.equal(after, before), f"{where} is kept, but was changed")
         return
     rows = torch.ones(len(after) if after.ndim else 1, dtype=torch.bool)
     if entry.info.padding_idx is not None:
         rows[entry.info.padding_idx] = False
-        _holds(bool((after[~rows] == 0).all()), f"{where}: the padding row is not 0")
+        holds(bool((after[~rows] == 0).all()), f"{where}: the padding row is not 0")
     drawn = after.float()[rows] if after.ndim else after.float()
     if isinstance(law, Constant):
-        _holds(bool((drawn == torch.tensor(law.value)).all()), f"{where} is not {law}")
+        holds(bool((drawn == torch.tensor(law.value)).all()), f"{where} is not {law}")
         return
     # 6 standard errors of a small tensor's std; a table's padding row is 0
     slack = 6 / (2 * after.numel()) ** 0.5 + (0.03 if entry.info.padding_idx is not None else 0)
@@ -202,7 +264,10 @@ def _check_drawn(where: str, entry: PlanEntry, before: Tensor, after: Tensor) ->
         slack += 1e-3
     rms = float((after.float() - law.mean).square().mean().sqrt())
     off = abs(rms - law.std)
-    _holds(off <= slack * law.std + 1e-12, f"{where}: {law}, but the std is {rms:.4g}")
+    holds(
+        off <= slack * law.std + 1e-12,
+        f"{where}: planned as {law}, std {law.std:.4g}, but what was drawn has {rms:.4g}",
+    )
 
 
 def _check_scaled(where: str, one: Distribution, two: Distribution, factor: float) -> None:
@@ -212,63 +277,13 @@ def _check_scaled(where: str, one: Distribution, two: Distribution, factor: floa
         return
     ratio = 1.0 if isinstance(one, Given) else factor
     close = abs(two.std - ratio * one.std) <= 1e-6 * abs(two.std)
-    _holds(close, f"{where}: {one} -> {two}")
+    holds(close, f"{where}: scale=2 makes {one} {two}: its std must double (see `scaled`)")
     # An identity matrix has a mean, which is part of its size.
     moved = min(abs(two.mean - one.mean), abs(two.mean - ratio * one.mean))
-    _holds(moved <= 1e-6 * max(1.0, abs(one.mean)), f"{where}: a mean moves")
-
-
-def _values(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors that the layers compute with, also where others are behind them."""
-    with plain(model):
-        return {names[0]: tensor.detach().clone() for names, tensor in named_tensors(model)}
-
-
-def _state(model: nn.Module) -> list[tuple[int, Tensor]]:
-    """Every parameter and buffer: which object it is, and a copy of its values."""
-    found = [*model.parameters(), *model.buffers()]
-    return [(id(t), t if is_lazy(t) or t.is_meta else t.detach().clone()) for t in found]
-
-
-def _is_as(model: nn.Module, before: list[tuple[int, Tensor]]) -> bool:
-    now = _state(model)
-    return [at for at, _ in now] == [at for at, _ in before] and all(
-        one is two or torch.equal(one.nan_to_num(), two.nan_to_num())
-        for (_, one), (_, two) in zip(now, before, strict=True)
-    )
+    holds(moved <= 1e-6 * max(1.0, abs(one.mean)), f"{where}: a mean moves")
 
 
 def _own_parameters(name: str) -> set[str]:
     import inspect
 
     return set(inspect.signature(get(name).function).parameters)
-
-
-def _another(parameter: Parameter) -> object:
-    """A legal value that is not the default."""
-    if parameter.choices:
-        return parameter.choices[-1]
-    if parameter.kind is bool:
-        return not parameter.default
-    if parameter.kind is str:
-        return f"{parameter.default}other"
-    if parameter.range is None:
-        return parameter.kind(parameter.default + 1)
-    return parameter.kind(parameter.range.high)
-
-
-def _illegal(parameter: Parameter) -> list[object]:
-    if parameter.converted is not None:
-        return [object()]
-    if parameter.kind is str and not parameter.choices:
-        return [3]
-    found: list[object] = ["nonsense"]
-    if parameter.range is not None:
-        low, high = parameter.range.low, parameter.range.high
-        found += [low - 1e-6 * max(1, abs(low)), high + 1e-6 * max(1, abs(high))]
-    return found
-
-
-def _holds(fact: bool, text: str) -> None:
-    if not fact:
-        raise AssertionError(text)

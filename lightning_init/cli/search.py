@@ -24,7 +24,7 @@ from lightning_init.search.job import ConfigError, Job
 from lightning_init.search.keys import dotted_keys
 from lightning_init.search.records import Budget, OtherStudyError
 from lightning_init.search.result import SearchResult
-from lightning_init.search.space import Space, around, parse_axis
+from lightning_init.search.space import STRATEGY, Space, around, parse_axis
 from lightning_init.search.statistics import Mode
 from lightning_init.search.study import search_init
 from lightning_init.search.workers import devices
@@ -92,6 +92,8 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     result.save(settings.out)
     console.print(summary(result))
+    for line in _without(result):
+        console.print(line, markup=False)
     console.print(result.verdict())
     console.print(f"{settings.out / 'best.yaml'}: add it to your command line, after your own:")
     console.print(f"  fit --config <yours> --config {settings.out / 'best.yaml'}")
@@ -109,6 +111,17 @@ def summary(result: SearchResult) -> Table:
     for row in result.rows():
         grid.add_row(*row)
     return grid
+
+
+def _without(result: SearchResult) -> list[str]:
+    """What the search cannot say anything about, and why."""
+    found: dict[str, str] = {}
+    for trial in result.trials:
+        name = trial["spec"]["strategy"]
+        found.setdefault(name, trial["reason"])
+        if trial["metric"] is not None:
+            found[name] = ""
+    return [f"no result for {name}: {reason}" for name, reason in found.items() if reason]
 
 
 def _settings(job: Job, arguments: Sequence[str]) -> _Settings:
@@ -141,6 +154,9 @@ def _settings(job: Job, arguments: Sequence[str]) -> _Settings:
     default = min(_STEPS, limit) if limit and limit > 0 else _STEPS
     steps = default if options.steps is None else options.steps
     Budget(options.trials, steps, options.seed, options.confirm_seeds)
+    if options.trials < len(space.names):
+        late = ", ".join(point[STRATEGY] for point in space.recipes()[options.trials :])
+        notes.append(f"{options.trials} trials are too few to try each strategy: not {late}")
     workers = options.workers
     if workers is None:
         workers = len(devices()) or os.cpu_count() or 1

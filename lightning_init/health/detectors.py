@@ -111,9 +111,11 @@ def _against_plan(
         )  # fmt: skip
 
     drawn = weight.drawn or "the plan"
-    if weight.expected_std == 0:
-        off = math.hypot(weight.std, weight.mean - weight.expected_mean)
-        if off > 1e-6 * max(1.0, abs(weight.expected_mean)):
+    if weight.expected_std <= 1e-6 * abs(weight.expected_mean):  # all the same, but for rounding
+        shift, size = abs(weight.mean - weight.expected_mean), abs(weight.expected_mean)
+        off = math.hypot(weight.std, shift)
+        # bfloat16 rounds to 8 digits, but all values alike.
+        if weight.std > 1e-6 * max(1.0, size) or shift > max(1e-6, 2**-8 * size):
             severity: Severity = "error" if off > 1 else "warning"
             text = f"differs by {off:.3g} (rms) from what was written: {drawn}"
             yield finding(severity, off, 0.0, text)

@@ -22,6 +22,7 @@ from lightning_init.callbacks.init import InitCallback
 from lightning_init.health.findings import Finding
 from lightning_init.search.job import SHORT, ConfigError, Job, interruptible, validates
 from lightning_init.strategies.apply import fingerprint
+from lightning_init.strategies.needs import UnsuitableError
 from lightning_init.strategies.spec import InitSpec
 
 Report = Callable[[int, float], bool]
@@ -119,7 +120,10 @@ class JobEvaluate:
             max_steps=trial.steps,
         )
         with interruptible():
-            trainer.fit(model, datamodule=data)
+            try:
+                trainer.fit(model, datamodule=data)
+            except UnsuitableError as error:  # no crash: the same again would end the same
+                return Outcome(None, (), str(error), time.perf_counter() - began)
             reason = curve.reason
             metric = None if reason else self._metric(trainer, model, data, curve)
         if metric is not None and not math.isfinite(metric):

@@ -52,7 +52,9 @@ class Unit:
             return None
         if found[0][0] is None:
             return Change(found[0][1])
-        factors = torch.ones(layer.product.shape[layer.feature], device=layer.product.device)
+        factors = torch.ones(
+            layer.product.shape[layer.feature], device=layer.product.device, dtype=torch.float32
+        )  # whatever the default is: a Trainer in bfloat16 sets it while the model runs
         for features, number in found:
             assert features is not None
             factors[features.to(factors.device)] = number

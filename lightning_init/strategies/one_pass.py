@@ -280,8 +280,8 @@ def _done(layer: Layer, change: Change, added: Tensor | None) -> Tensor:
     weight, operand, factor = layer.target.tensor, layer.operand, change.factor
     copied = operand is not weight and not lies_in(operand, weight)
     if factor.ndim and layer.axis is not None and layer.rows is not None:
-        full = torch.ones(weight.shape[layer.dim], device=weight.device)
-        full[layer.rows.to(weight.device)] = factor.to(weight.device, full.dtype)
+        full = torch.ones(weight.shape[layer.dim], device=weight.device, dtype=factor.dtype)
+        full[layer.rows.to(weight.device)] = factor.to(weight.device)
         weight.mul_(full.reshape(-1, *[1] * (weight.ndim - layer.dim - 1)))
         if copied:
             operand.mul_(factor.reshape(-1, *[1] * (operand.ndim - layer.axis % operand.ndim - 1)))

@@ -223,6 +223,15 @@ def test_constants_against_the_plan(off: float, expected: str | None) -> None:
         assert severity("scheme_audit", readings) == expected
 
 
+def test_rounding_is_no_deviation() -> None:
+    kept = weight(0.0, 0.10009765625, expected_std=0.0, expected_mean=0.1)  # 0.1 in bfloat16
+    assert severity("scheme_audit", kept) is None
+    scaled = weight(0.0, 0.97, expected_std=1.2e-7, expected_mean=0.97)  # a mean of equal values
+    assert severity("scheme_audit", scaled) is None
+    other = weight(0.0, 0.5, expected_std=1.2e-7, expected_mean=0.97)
+    assert severity("scheme_audit", other) == "warning"
+
+
 def test_the_plan_speaks_of_the_weights_before_the_first_step() -> None:
     reading = weight(9.0).steps[0].weights
     assert only("scheme_audit", of(3, weights=reading)) is None

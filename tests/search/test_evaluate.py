@@ -224,3 +224,10 @@ def test_an_outcome_has_a_finite_metric_or_none():
         assert Outcome(bad).metric is None
         assert Outcome(bad).reason == f"the metric is {bad}"
         assert Outcome(bad, reason="mine").reason == "mine"
+
+
+@pytest.mark.parametrize("strategy", ["fixup", "warm_start"])
+def test_a_scheme_that_cannot_serve_the_model_is_an_outcome_with_its_reason(evaluator, strategy):
+    found = evaluator(digits())(trial(strategy), go_on)
+    assert found.metric is None
+    assert found.reason.startswith(f"{strategy} needs ")

@@ -646,3 +646,19 @@ def test_a_model_that_is_all_output_layer(scheme):
     model, x = nn.Linear(8, 2), noise(64, 8)
     plan = initialize_(model, scheme, seed=0, forward=lambda: model(x))
     assert "nothing to calibrate" in plan.calibrations[0].why
+
+
+def test_the_default_dtype_is_not_that_of_the_factors():
+    torch.manual_seed(0)
+    model, x = nn.MultiheadAttention(16, 2, batch_first=True).bfloat16(), torch.randn(8, 5, 16)
+
+    def forward():
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16)  # as a Trainer does in bf16-true
+        try:
+            return model(x.bfloat16(), x.bfloat16(), x.bfloat16())
+        finally:
+            torch.set_default_dtype(before)
+
+    plan = initialize_(model, InitSpec("lsuv", {"accept": "always"}), seed=0, forward=forward)
+    assert plan.calibrations[0].after < 0.02
