@@ -128,7 +128,13 @@ def check_weights(name: str, build: Build, params: Mapping[str, Any] | None = No
     model, forward = build()
     before, buffers = values_of(model), {n: b.clone() for n, b in model.named_buffers()}
     grads, made, rng = [p.grad for p in model.parameters()], structure_of(model), rng_of()
-    plan = _said(name, "drawing", lambda: initialize_(model, spec, seed=1, forward=forward))
+    told = state_of(model)
+    try:
+        plan = _said(name, "drawing", lambda: initialize_(model, spec, seed=1, forward=forward))
+    except UnsuitableError as error:  # what only running it shows
+        holds(is_as(model, told), f"{name}: an error changed the model")
+        _check_refusal(name, error, model, forward)
+        return
     after = values_of(model)
     check_rng(name, rng, "drawing or calibrating")
     holds(

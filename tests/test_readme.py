@@ -8,7 +8,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"<!-- snippet -->\n```python\n(.*?)```", README, re.DOTALL)
+SCHEMES = (ROOT / "docs" / "schemes.md").read_text(encoding="utf-8")
+
+
+def snippets(text):
+    return re.findall(r"<!-- snippet -->\n```python\n(.*?)```", text, re.DOTALL)
+
+
+SNIPPETS = [*snippets(README), *snippets(SCHEMES)]
+NAMES = ["trainer", "plain", "strategy", "fixup", "warm_start", "chain", "prior_head", "lsuv"]
 
 
 def test_the_readme_has_its_commands_where_ci_looks():
@@ -20,11 +28,11 @@ def test_the_readme_has_its_commands_where_ci_looks():
 
 
 def test_there_are_snippets():
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == len(NAMES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", SNIPPETS, ids=["trainer", "plain", "strategy"])
+@pytest.mark.parametrize("code", SNIPPETS, ids=NAMES)
 def test_snippets_run(code, tmp_path):
     script = tmp_path / "snippet.py"
     script.write_text(code, encoding="utf-8")

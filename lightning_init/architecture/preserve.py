@@ -126,3 +126,11 @@ def _attributes(module: nn.Module) -> list[object]:
 
 
 _TABLES = set(nn.Module().__dict__) | {"_trainer", "_fabric", "_compiler_ctx"}
+
+
+def fix_rng() -> None:
+    """Put the global generators to a fixed state: dropout in a calibration is then reproducible."""
+    random.seed(0)
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(0)

@@ -24,7 +24,7 @@ from lightning_init.architecture.names import (
     unwrap,
 )
 from lightning_init.architecture.plain import plain
-from lightning_init.architecture.preserve import preserved
+from lightning_init.architecture.preserve import fix_rng, preserved
 from lightning_init.architecture.provenance import checksum, record_of
 from lightning_init.architecture.state import Undo, keep_tensor
 from lightning_init.strategies.assigned import assign, is_close, unscalable
@@ -107,6 +107,7 @@ def calibrate_(model: nn.Module, plan: Plan, forward: Forward | None) -> tuple[C
         versions = [stand_in._version for _, stand_in in computed]
         tensors = {names[0]: tensor for names, tensor in named_tensors(model)}
         with preserved(model, [tensors[e.info.name] for e in plan if e.written]):
+            fix_rng()
             done = tuple(calibrate(model, plan, forward) or ())
     for (weight, stand_in), before in zip(computed, versions, strict=True):
         value = stand_in.detach()

@@ -286,3 +286,16 @@ def test_kaiming_without_norms_is_rescued(digits):
         assert math.isfinite(loss)
         reached.append(accuracy)
     assert max(reached) > 0.9
+
+
+def test_dropout_does_not_make_it_depend_on_the_global_seed():
+    found = []
+    for state in (1, 2):
+        torch.manual_seed(0)
+        layers = (nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
+        model, x = nn.Sequential(*layers), torch.randn(12, 4)
+        torch.manual_seed(state)
+        spec = InitSpec("gradinit", {"steps": 5, "accept": "always"})
+        initialize_(model, spec, seed=0, forward=lambda m=model, x=x: F.cross_entropy(m(x), LABELS))
+        found.append(model[0].weight.detach())
+    assert torch.equal(*found)
