@@ -101,7 +101,7 @@ def calibrate_(model: nn.Module, plan: Plan, forward: Forward | None) -> tuple[C
     fixed = unscalable(model)
     bound = [e.info.name for e in plan if e.written and e.info.names in fixed]
     kept = Keep(reason="scaled by its parametrization")
-    entries = (replace(e, distribution=kept) if e.info.name in bound else e for e in plan)
+    entries = [replace(e, distribution=kept) if e.info.name in bound else e for e in plan]
     plan = replace(plan, entries=tuple(entries))
     with plain(model) as computed:
         versions = [stand_in._version for _, stand_in in computed]
@@ -111,9 +111,8 @@ def calibrate_(model: nn.Module, plan: Plan, forward: Forward | None) -> tuple[C
             done = tuple(calibrate(model, plan, forward) or ())
     for (weight, stand_in), before in zip(computed, versions, strict=True):
         value = stand_in.detach()
-        if stand_in._version == before or torch.equal(value, weight.value()):
-            continue
-        if not is_close(weight.assign(value), value):
+        same = stand_in._version == before or torch.equal(value, weight.value())
+        if not same and not is_close(weight.assign(value), value):
             warnings.warn(
                 f"{weight.kind} changes what the calibration wrote into the {weight.name} of a "
                 f"{type(weight.module).__name__}: that layer is not calibrated",

@@ -116,7 +116,9 @@ def make_plan(
     )
     _refuse(model, entries, architecture.traced)
     entries = through_parametrizations(model, entries)
-    calibrate = chosen.calibrate_ if any(entry.written for entry in entries) else None
+    calibrate, notes = chosen.calibrate_, chosen.notes
+    if calibrate is not None and not any(entry.written for entry in entries):
+        calibrate, notes = None, (*notes, "nothing is drawn, so nothing is calibrated")
     note_empty(model)
     buffers = tuple(canonical(name) for name, buffer in model.named_buffers() if buffer.is_meta)
     return Plan(
@@ -124,7 +126,7 @@ def make_plan(
         calibrate,
         architecture.traced,
         buffers,
-        chosen.notes,
+        notes,
         buffers=_with_their_layers(chosen.buffers, entries),
     )
 

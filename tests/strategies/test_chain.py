@@ -168,3 +168,10 @@ def test_a_head_that_is_a_tied_table():
     module, forward = ZOO["nanogpt"]()
     spec = InitSpec("orthogonal", overrides={"role:head": "normal"})
     assert make_plan(module, spec, forward=forward)["wte.weight"] == Normal(0.02)
+
+
+def test_a_calibration_of_nothing_is_said(registered):
+    plan = plan_of(["keep", "counted"])
+    assert plan.calibrate_ is None
+    assert plan.notes == ("nothing is drawn, so nothing is calibrated",)
+    assert registered == []

@@ -10,7 +10,8 @@ from torch import nn
 
 from lightning_init import initialize_, make_plan
 from lightning_init.architecture.preserve import preserved
-from lightning_init.strategies.gate import Reading, gated, read, worse
+from lightning_init.strategies.depth import Reading, read
+from lightning_init.strategies.gate import gated, worse
 from tests.zoo import ZOO, noise
 
 FINE = Reading(-1.6, -1.5, 49, 1.0, 2.4, True, True)

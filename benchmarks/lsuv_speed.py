@@ -1,6 +1,6 @@
 """One-pass LSUV against PyPI's `lsuv`, which runs a model twice per layer: the calibration alone.
 
-    python benchmarks/lsuv.py [--repeats 5] [--slow 2] [--batch 16] [--size 64] [--only 18]
+    python benchmarks/lsuv_speed.py [--repeats 5] [--slow 2] [--batch 16] [--size 64] [--only 18]
 
 ResNets of the usual shapes on random images, one thread. Both begin with the same orthogonal
 weights (not timed), in evaluation mode as `lsuv` works, on the same batch; it asks for a std within
@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from lsuv.lsuvinit import LSUVinit
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -29,10 +28,6 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from lightning_init import InitSpec, apply_, calibrate_, make_plan
 from lightning_init.strategies.lsuv import Deviations, Unit
 from lightning_init.strategies.passes import changed, shown, targets
-
-# This very file has the name of the package.
-sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
-from lsuv.lsuvinit import LSUVinit  # noqa: E402
 
 RESNETS = {
     "ResNet-18": ResNetConfig(
