@@ -134,11 +134,7 @@ def _read(path: Path, entry: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     if path.suffix == ".safetensors":
         return _safetensors(path), ()
     content = _unpickled(path)
-    states = {
-        str(key): value
-        for key, value in (content.items() if isinstance(content, Mapping) else ())
-        if isinstance(value, Mapping) and _tensors(value)
-    }
+    states = _states(content)
     if entry:
         if entry not in states:
             raise ValueError(
@@ -147,6 +143,8 @@ def _read(path: Path, entry: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
             )
         return _tensors(states[entry]), ()
     usual = next((key for key in _STATES if key in states), "")
+    inner = [key for key in states if key.rpartition(".")[2] in _STATES]
+    usual = usual or (inner[0] if len(inner) == 1 else "")
     if not usual and isinstance(content, Mapping) and (top := _tensors(content)):
         return top, ()
     usual = usual or (next(iter(states)) if len(states) == 1 else "")
@@ -157,6 +155,17 @@ def _read(path: Path, entry: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     held = _listed(list(map(str, content))) if isinstance(content, Mapping) else type(content)
     says = "say which has the weights by `entry`" if states else "it has no weights"
     raise ValueError(f"{str(path)!r} holds {held}: {says}")
+
+
+def _states(content: object, outer: str = "") -> dict[str, Mapping[Any, Any]]:
+    """The entries of a file that hold tensors, also one level down: `checkpoint.model`."""
+    found: dict[str, Mapping[Any, Any]] = {}
+    for key, value in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(value, Mapping) and _tensors(value):
+            found[f"{outer}{key}"] = value
+        elif not outer:
+            found.update(_states(value, f"{key}."))
+    return found
 
 
 def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:

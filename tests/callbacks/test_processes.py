@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lightning_init import InitCallback
+from lightning_init import InitCallback, InitSpec
 from tests.callbacks import nets
 from tests.callbacks.nets import BuiltInConfigureModel, Digits, Stream, noisy
 
@@ -70,3 +70,12 @@ def test_each_process_sees_another_first_batch_but_weights_agree(tmp_path: Path)
         tmp_path / "stream", Digits(noisy()), InitCallback("lsuv", seed=3), stream
     )
     assert nets.same(first, second)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_what_is_learned_is_the_same_in_all_processes(tmp_path: Path) -> None:
+    spec = InitSpec("gradinit", {"steps": 4}, seed=3)
+    nets.fit(Digits(noisy()), InitCallback(spec), one := nets.AtStart(), max_steps=1)
+    for weights in spawned(tmp_path / "learned", Digits(noisy()), InitCallback(spec)):
+        assert nets.same(weights, one.weights)

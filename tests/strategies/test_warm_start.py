@@ -66,6 +66,7 @@ FILES = {
     "a.safetensors": as_safetensors,
     "a.ckpt": lambda state, path: torch.save({"epoch": 3, "state_dict": state}, path),
     "b.pth": lambda state, path: torch.save({"model": state, "optimizer": {}}, path),
+    "c.pth": lambda state, path: torch.save({"checkpoint": {"model": state}}, path),
 }
 
 
@@ -77,6 +78,21 @@ def test_every_kind_of_file(name, trained, tmp_path):
     assert same(model.state_dict(), trained.state_dict())
     assert f"from {name}: 3.weight" == plan["3.weight"].reason
     assert "6 of 6 tensors, 100% of the parameters" in plan.notes[0]
+
+
+def test_an_entry_inside_of_another(trained, tmp_path):
+    states = {
+        "student": {"weights": net(5).state_dict()},
+        "teacher": {"weights": trained.state_dict()},
+    }
+    torch.save({"run": 1, **states}, tmp_path / "d.pth")
+    with pytest.raises(ValueError, match=r"student, teacher: say which|by `entry`"):
+        make_plan(net(1), start(tmp_path / "d.pth"))
+    model = net(1)
+    initialize_(model, start(tmp_path / "d.pth", entry="teacher.weights"), seed=0)
+    assert same(model.state_dict(), trained.state_dict())
+    with pytest.raises(ValueError, match=r"no entry 'teacher' .*teacher\.weights"):
+        make_plan(net(1), start(tmp_path / "d.pth", entry="teacher"))
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
