@@ -96,10 +96,11 @@ def _function(activation: Activation) -> Callable[[Tensor], Tensor]:
         return activation
     if activation == "linear":
         return torch.clone
-    found = getattr(F, activation, None) or getattr(torch, activation, None)
+    found: Callable[[Tensor], Tensor] | None = getattr(F, activation, None)
+    found = found or getattr(torch, activation, None)
     if not callable(found):
         raise ValueError(
             f"no activation is called {activation!r} in torch.nn.functional or torch: "
             "pass the function itself"
         )
-    return found  # type: ignore[no-any-return]
+    return found
