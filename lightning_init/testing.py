@@ -19,14 +19,7 @@ import yaml
 from torch import Tensor, nn
 
 from lightning_init.architecture.names import named_tensors
-from lightning_init.strategies.apply import initialize_
-from lightning_init.strategies.distributions import Calibrated, Constant, Distribution, Keep
-from lightning_init.strategies.given import Given
-from lightning_init.strategies.needs import NotYetError, UnsuitableError
-from lightning_init.strategies.parts import Stacked
-from lightning_init.strategies.plan import Forward, Plan, PlanEntry
-from lightning_init.strategies.planning import make_plan
-from lightning_init.strategies.promises import (
+from lightning_init.promises import (
     another,
     check_rng,
     holds,
@@ -38,6 +31,13 @@ from lightning_init.strategies.promises import (
     structure_of,
     values_of,
 )
+from lightning_init.strategies.apply import initialize_
+from lightning_init.strategies.distributions import Calibrated, Constant, Distribution, Keep
+from lightning_init.strategies.given import Given
+from lightning_init.strategies.needs import NotYetError, UnsuitableError
+from lightning_init.strategies.parts import Stacked
+from lightning_init.strategies.plan import Forward, Plan, PlanEntry
+from lightning_init.strategies.planning import make_plan
 from lightning_init.strategies.registry import get
 from lightning_init.strategies.spec import InitSpec
 
