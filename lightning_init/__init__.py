@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from lightning_init.callbacks.init import InitCallback as InitCallback
     from lightning_init.callbacks.monitor import HealthMonitor as HealthMonitor
     from lightning_init.health.audit import audit as audit
-    from lightning_init.health.findings import Finding as Finding, detector as detector
+    from lightning_init.health.findings import Cause as Cause, Finding as Finding
+    from lightning_init.health.registry import detector as detector
     from lightning_init.health.report import Report as Report
     from lightning_init.search.evaluate import Outcome as Outcome, Trial as Trial
     from lightning_init.search.result import SearchResult as SearchResult
@@ -59,8 +60,9 @@ _HOMES = {
     "InitCallback": "callbacks.init",
     "HealthMonitor": "callbacks.monitor",
     "audit": "health.audit",
+    "Cause": "health.findings",
     "Finding": "health.findings",
-    "detector": "health.findings",
+    "detector": "health.registry",
     "Report": "health.report",
     "Outcome": "search.evaluate",
     "Trial": "search.evaluate",

@@ -10,6 +10,83 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class ActivationReading:
+    """The nonlinearity that follows a weight layer, at one step.
+
+    Attributes:
+        function: Its canonical name, e.g. `relu`, `tanh`, `gelu`.
+        mean: Mean of its output.
+        std: Standard deviation of its output.
+        rms: Root mean square of its output.
+        absmax: Largest magnitude of its output.
+        zeros: Fraction of exact zeros.
+        dead: Fraction of units that were zero for every row that was read; NaN for functions that
+            are never flat at zero.
+        saturated: Fraction of outputs where the function is flat: tanh beyond +-0.97, sigmoid
+            outside of (0.03, 0.97), a clamp at its ends; NaN for functions that do not saturate.
+        units: Number of units (channels of a convolution).
+        rows: Number of values per unit that were read.
+    """
+
+    function: str
+    mean: float
+    std: float
+    rms: float
+    absmax: float
+    zeros: float
+    dead: float = math.nan
+    saturated: float = math.nan
+    units: int = 0
+    rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionReading:
+    """One softmax over attention logits at one step.
+
+    Attributes:
+        name: The module in which it ran.
+        entropy: Mean over queries of the entropy of the weights over ln of the visible keys: 1 is
+            uniform, 0 is one key.
+        logit_max: Largest magnitude of a logit that is not masked.
+        logit_std: Standard deviation of the logits of one query, root mean square over queries.
+        keys: Visible keys, mean over queries.
+    """
+
+    name: str
+    entropy: float
+    logit_max: float
+    logit_std: float
+    keys: float
+
+
+@dataclass(frozen=True, slots=True)
+class InputReading:
+    """What the model's first weight layers take from outside, at one step.
+
+    Attributes:
+        name: The layer that takes it.
+        mean: Mean over all entries.
+        std: Standard deviation over all entries.
+        rms: Root mean square.
+        absmax: Largest magnitude.
+        spread: Largest over smallest standard deviation of a feature (of those that vary), 1 if
+            there is one feature only.
+        normalized: Whether the layer's result goes straight into a norm layer, which undoes scale.
+        finite: Whether every entry is a number.
+    """
+
+    name: str
+    mean: float
+    std: float
+    rms: float
+    absmax: float
+    spread: float = 1.0
+    normalized: bool = False
+    finite: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class LayerReading:
     """One weight layer's output at one step.
 
@@ -27,6 +104,14 @@ class LayerReading:
             none.
         grad_rms: The same per element, root mean square.
         rescaled: Whether norm layers between the layers of the group set the scale anew.
+        input_rms: Root mean square of what the layer takes.
+        expected_rms: Root mean square that the output should have: weights of the planned std (of
+            their own, where nothing was planned) and fan-in on an input of `input_rms`; NaN where
+            that is not known, as for blocks.
+        sample_cosine: Mean cosine between the outputs of two samples: 1 if all are alike.
+        unit_cosine: Mean cosine between the outputs of two units over the samples.
+        is_output: Whether it is the last weight layer that ran.
+        after: The nonlinearity that follows, None if none does.
     """
 
     name: str
@@ -40,6 +125,12 @@ class LayerReading:
     grad_norm: float = math.nan
     grad_rms: float = math.nan
     rescaled: bool = False
+    input_rms: float = math.nan
+    expected_rms: float = math.nan
+    sample_cosine: float = math.nan
+    unit_cosine: float = math.nan
+    is_output: bool = False
+    after: ActivationReading | None = None
 
     @property
     def finite(self) -> bool:
@@ -61,6 +152,18 @@ class WeightReading:
         drawn: The plan's distribution in words.
         grad_rms: Root mean square of its gradient, NaN if it has none.
         finite: Whether values and gradient are all numbers.
+        role: What the tensor does, as `Role` says: `weight`, `bias`, `norm_scale`, ...
+        module: Name of the module that owns it.
+        shape: Its shape.
+        fan_in: Products summed into one output element.
+        names: All its names, more than one if it is tied.
+        trainable: Whether it takes a gradient at all.
+        written: Whether the plan drew it.
+        trained: Whether it was loaded, not drawn.
+        twins: Fraction of its output units whose weights and gradients are those of another unit:
+            they stay alike for ever. NaN where it was not read.
+        update: Norm of the last update over the norm of the weight; NaN without an update.
+        lr: Learning rate of its parameter group, NaN if unknown.
     """
 
     name: str
@@ -72,6 +175,22 @@ class WeightReading:
     drawn: str = ""
     grad_rms: float = math.nan
     finite: bool = True
+    role: str = ""
+    module: str = ""
+    shape: tuple[int, ...] = ()
+    fan_in: float = math.nan
+    names: tuple[str, ...] = ()
+    trainable: bool = True
+    written: bool = False
+    trained: bool = False
+    twins: float = math.nan
+    update: float = math.nan
+    lr: float = math.nan
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of its values."""
+        return math.hypot(self.mean, self.std)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +204,15 @@ class LossReading:
         prior: The loss of the best constant answer: the labels' entropy, or their variance.
         exact: Whether `chance` is the ceiling of a sane start (classification) or only its order
             of magnitude (regression, whose outputs add their own variance).
+        outputs: What the loss was given, as far as its values tell: `probabilities` (rows in
+            [0, 1] that sum to 1), `log-probabilities`, `fractions` (in [0, 1], no sum),
+            `nonnegative`, `logits`; `""` if it was not read.
+        classes: Number of classes, 0 for regression.
+        low: Smallest output.
+        high: Largest output.
+        target_low: Smallest target.
+        target_high: Largest target.
+        spread: Standard deviation of the outputs over the samples, mean over outputs.
     """
 
     kind: str
@@ -92,16 +220,34 @@ class LossReading:
     chance: float
     prior: float
     exact: bool
+    outputs: str = ""
+    classes: int = 0
+    low: float = math.nan
+    high: float = math.nan
+    target_low: float = math.nan
+    target_high: float = math.nan
+    spread: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
 class StepReading:
-    """Everything that was read at one sampled step."""
+    """Everything that was read at one sampled step.
+
+    Attributes:
+        step: Its number; 0 is before the first update.
+        layers: In execution order.
+        weights: In registration order.
+        losses: In execution order; at step 0 only.
+        inputs: In execution order.
+        attentions: In execution order.
+    """
 
     step: int
     layers: tuple[LayerReading, ...] = ()
     weights: tuple[WeightReading, ...] = ()
     losses: tuple[LossReading, ...] = ()
+    inputs: tuple[InputReading, ...] = ()
+    attentions: tuple[AttentionReading, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +259,15 @@ class Readings:
         loss: Training loss of every step so far, by step number.
         skips_allowed: Whether a gradient scaler may skip steps whose gradient overflows.
         trained: Whether trained weights are part of the model, which then knows something.
+        bad_batches: Steps at which the batch itself held NaN or infinity.
+        lr: Largest learning rate of the optimizers, by step number.
+        rows: Samples of a batch, 0 if unknown.
     """
 
     steps: tuple[StepReading, ...] = ()
     loss: dict[int, float] = field(default_factory=dict)
     skips_allowed: bool = False
     trained: bool = False
+    bad_batches: tuple[int, ...] = ()
+    lr: dict[int, float] = field(default_factory=dict)
+    rows: int = 0

@@ -6,7 +6,7 @@ read changes a result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -23,9 +23,9 @@ from lightning_init.architecture.readings import Readings, StepReading
 from lightning_init.callbacks.forward import training_forward
 from lightning_init.callbacks.logs import histogram_loggers, log_step, write_json
 from lightning_init.callbacks.schedule import sampled
-from lightning_init.health import findings as rules
 from lightning_init.health.audit import audit
 from lightning_init.health.findings import Finding
+from lightning_init.health.registry import Profile, Rules, examine, rules
 from lightning_init.health.report import Report
 from lightning_init.strategies.plan import Plan
 
@@ -55,7 +55,9 @@ class HealthMonitor(Callback):
         loss_steps: Training batches whose loss is watched, at least 0.
         on_unhealthy: What a finding of severity error does: `"warn"`, `"stop"` the training after
             the current batch, or `"raise"` an `UnhealthyError`.
-        detectors: Names of the rules to use, None for all; see `lightning-init list detectors`.
+        detectors: Names of the rules to use, or names with limits, `{"dead_units": {"limit": 0.9}}`;
+            None for all of the profile; see `lightning-init list detectors`.
+        profile: `"default"`, or `"textbook"` for absolute limits, which fire on most healthy nets.
         verbose: Whether findings and verdicts are said; they are in `report` anyhow.
 
     Raises:
@@ -71,7 +73,8 @@ class HealthMonitor(Callback):
         monitor_steps: int = 100,
         loss_steps: int = 1000,
         on_unhealthy: OnUnhealthy = "warn",
-        detectors: Sequence[str] | None = None,
+        detectors: Rules | None = None,
+        profile: Profile = "default",
         verbose: bool = True,
     ) -> None:
         for name, steps in (("monitor_steps", monitor_steps), ("loss_steps", loss_steps)):
@@ -81,11 +84,7 @@ class HealthMonitor(Callback):
             raise ValueError(unknown("on_unhealthy", str(on_unhealthy), _ACTIONS))
         self.monitor_steps, self.loss_steps = monitor_steps, loss_steps
         self.on_unhealthy: OnUnhealthy = on_unhealthy
-        if isinstance(detectors, str):
-            raise ValueError(f"detectors must be a list of names, but got {detectors!r}")
-        self.detectors = None if detectors is None else tuple(detectors)
-        for name in self.detectors or ():
-            rules.get(name)
+        self.rules = rules(detectors, profile)
         self.verbose = verbose
         self.report: Report | None = None
         self.plan: Plan | None = None
@@ -236,7 +235,7 @@ class HealthMonitor(Callback):
     def _judge(self, trainer: pl.Trainer) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         seen = Readings(self._steps, dict(self._loss), scaler is not None, self._trained)
-        self.report = Report(rules.examine(seen, self.detectors), seen, self._blind)
+        self.report = Report(examine(seen, self.rules), seen, self._blind)
         # What holds for one process must be done by all of them.
         if trainer.world_size > 1:
             broken = trainer.strategy.reduce_boolean_decision(bool(self.report.errors), all=False)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from lightning_init.architecture.arguments import Parameter
 from lightning_init.cli.options import parse
-from lightning_init.health import findings as detectors
+from lightning_init.health import registry as detectors
 from lightning_init.strategies import registry as strategies
 from lightning_init.strategies.needs import NEEDS
 from lightning_init.strategies.spec import InitSpec

@@ -12,8 +12,8 @@ from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.probe import PlannedEntry, Probe, weights
 from lightning_init.architecture.provenance import exact_provenance
 from lightning_init.architecture.readings import Readings, StepReading
-from lightning_init.health.findings import examine
 from lightning_init.health.losses import LossWatch
+from lightning_init.health.registry import Profile, Rules, examine, rules
 from lightning_init.health.report import Report
 
 
@@ -22,6 +22,8 @@ def audit(
     forward: Callable[[], object],
     *,
     plan: Iterable[PlannedEntry] | None = None,
+    detectors: Rules | None = None,
+    profile: Profile = "default",
 ) -> Report:
     """Read a model on one batch and judge it; weights, gradients, buffers, RNG stay as found.
 
@@ -30,11 +32,14 @@ def audit(
         forward: A call without arguments that runs the model once and returns the scalar loss.
             If it returns anything else, only the forward pass is judged.
         plan: The plan that was applied: weights are then checked exactly against it.
+        detectors: Names of the rules to use, or names with limits; None for all of the profile.
+        profile: `"default"`, or `"textbook"` for absolute limits, which fire on most healthy nets.
 
     Returns:
         The report; `print(report)` shows the layers and the verdict.
 
     Raises:
+        ValueError: If there is no such detector, limit or profile.
         Exception: Whatever `forward` raises.
 
     Example:
@@ -45,6 +50,7 @@ def audit(
         True
     """
     check_forward(forward)
+    used = rules(detectors, profile)
     probe = Probe(model, full=True)
     try:
         with preserved(model), torch.enable_grad(), LossWatch() as losses:
@@ -63,7 +69,7 @@ def audit(
     trained = any(entry.info.provenance == "pretrained" for entry in plan or ())
     trained = trained or bool(exact_provenance(unwrap(model)))
     seen = Readings((reading,), readings, trained=trained)
-    return Report(examine(seen), seen)
+    return Report(examine(seen, used), seen)
 
 
 def _gradients(model: nn.Module, loss: Tensor) -> dict[int, Tensor]:

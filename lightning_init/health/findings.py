@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, overload
-
-from lightning_init.architecture.arguments import Parameter, Range, parameters_of, unknown
-from lightning_init.architecture.readings import Readings
+from typing import Any, Literal
 
 Severity = Literal["error", "warning", "info"]
-Detector = Callable[..., "Iterator[Finding]"]
-F = TypeVar("F", bound=Detector)
-Factor = Annotated[float, Range(1.0, 1e12, log=True)]
-Share = Annotated[float, Range(0.0, 1.0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One possible cause of a symptom.
+
+    Attributes:
+        name: What it is in one or two words, e.g. `learning rate`, `data scale`, `init scale`,
+            `activation`, `loss function`, `output layer`, `architecture`, `data`.
+        text: Why it is suspected; with numbers where there are any.
+        remedy: The argument or command to type, or what to check.
+    """
+
+    name: str
+    text: str
+    remedy: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +34,23 @@ class Finding:
     Attributes:
         detector: Name of the rule.
         severity: `error` may stop a run, `warning` is printed, `info` explains.
-        where: The layer or tensor by name, `"loss"` for the loss.
+        where: The layer or tensor by name, `"loss"` for the loss, `"data"` for the batch.
         step: Training step, 0 is before the first update.
         value: What was measured.
         limit: The limit it broke.
         message: Symptom, with number and limit.
         likely_cause: Causes, the likeliest first.
-        remedy: What to change or type.
+        remedy: What to change or type, in the order of the causes.
         reference: Where the rule comes from.
+        causes: Names of the causes, the likeliest first.
+        scheme: What the tensor at that place was drawn from, `""` if that is not known.
+        consequences: Findings that this one explains.
+
+    Example:
+        >>> print(Finding("rule", "error", "fc", 0, 9.0, 3.0, "too large", "lr", "a smaller lr"))
+        ERROR rule at fc, step 0: too large
+          likely cause: lr
+          fix: a smaller lr
     """
 
     detector: str
@@ -45,95 +63,76 @@ class Finding:
     likely_cause: str
     remedy: str
     reference: str = ""
+    causes: tuple[str, ...] = ()
+    scheme: str = ""
+    consequences: tuple[Finding, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; what is not a number becomes None."""
-        return {
+        data = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "consequences"
+        }
+        plain = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in dataclasses.asdict(self).items()
+            for key, value in data.items()
+        }
+        return plain | {
+            "causes": list(self.causes),
+            "consequences": [finding.to_dict() for finding in self.consequences],
         }
 
     def __str__(self) -> str:
-        return (
-            f"{self.severity.upper()} {self.detector} at {self.where}, step {self.step}: "
+        drawn = f" ({self.scheme})" if self.scheme else ""
+        text = (
+            f"{self.severity.upper()} {self.detector} at {self.where}{drawn}, step {self.step}: "
             f"{self.message}\n  likely cause: {self.likely_cause}\n  fix: {self.remedy}"
         )
+        if self.consequences:
+            followed = ", ".join(f"{one.detector} at {one.where}" for one in self.consequences[:3])
+            more = len(self.consequences) - 3
+            text += f"\n  explains: {followed}{f' and {more} more' if more > 0 else ''}"
+        return text
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A registered detector: its name, function and limits."""
-
-    name: str
-    function: Detector
-    parameters: dict[str, Parameter]
-    order: int
-
-    @property
-    def summary(self) -> str:
-        """First sentence of the docstring."""
-        text = " ".join((self.function.__doc__ or "").strip().split("\n\n")[0].split())
-        return text.removesuffix(".")
-
-
-_REGISTRY: dict[str, Entry] = {}
-
-
-@overload
-def detector(function: F, /) -> F: ...
-@overload
-def detector(*, order: int) -> Callable[[F], F]: ...
-def detector(function: F | None = None, /, *, order: int = 50) -> F | Callable[[F], F]:
-    """Register a function from readings to findings under its own name.
+def found(
+    detector: str,
+    severity: Severity,
+    where: str,
+    step: int,
+    value: float,
+    limit: float,
+    message: str,
+    causes: Sequence[Cause],
+    reference: str = "",
+) -> Finding:
+    """A finding whose causes are ranked, the likeliest first.
 
     Args:
-        function: Takes `Readings`, then limits with defaults; yields `Finding`s.
-        order: Of several findings the one whose rule has the lowest order is named first, since
-            it is nearest to the root cause.
-
-    Returns:
-        The function itself.
+        detector: Name of the rule.
+        severity: How bad it is.
+        where: The layer or tensor, `"loss"` or `"data"`.
+        step: When.
+        value: What was measured.
+        limit: The limit it broke.
+        message: Symptom, with number and limit.
+        causes: At least one; three are said.
+        reference: Where the rule comes from.
 
     Example:
-        >>> @detector(order=90)
-        ... def too_slow(readings: Readings, *, limit: float = 1.0) -> Iterator[Finding]:
-        ...     "Nothing yet."
-        ...     yield from ()
-        >>> list(get("too_slow").parameters)
-        ['limit']
-        >>> del _REGISTRY["too_slow"]
+        >>> lr = Cause("learning rate", "it is 1", "lr=0.1")
+        >>> data = Cause("data scale", "std 70", "(x - mean) / std")
+        >>> print(found("rule", "warning", "loss", 3, 9.0, 3.0, "it jumps", [lr, data]))
+        WARNING rule at loss, step 3: it jumps
+          likely cause: 1. learning rate: it is 1; 2. data scale: std 70
+          fix: 1. lr=0.1; 2. (x - mean) / std
     """
-
-    def register(function: F) -> F:
-        name = function.__name__
-        _REGISTRY[name] = Entry(name, function, parameters_of(function, skip=1), order)
-        return function
-
-    return register if function is None else register(function)
-
-
-def entries() -> tuple[Entry, ...]:
-    """All registered detectors, in the order in which they name a root cause."""
-    from lightning_init.health import detectors, growth  # noqa: F401  # importing registers them
-
-    return tuple(sorted(_REGISTRY.values(), key=lambda entry: entry.order))
-
-
-def get(name: str) -> Entry:
-    """The detector of that name.
-
-    Raises:
-        ValueError: If there is none; the closest names come first.
-    """
-    found = {entry.name: entry for entry in entries()}
-    if name not in found:
-        raise ValueError(unknown("detector", name, found))
-    return found[name]
-
-
-def examine(readings: Readings, names: tuple[str, ...] | None = None) -> tuple[Finding, ...]:
-    """The findings of all (or the named) detectors, errors first, then nearest to the root."""
-    chosen = entries() if names is None else tuple(get(name) for name in names)
-    found = [finding for entry in chosen for finding in entry.function(readings)]
-    rank = {"error": 0, "warning": 1, "info": 2}
-    return tuple(sorted(found, key=lambda finding: rank[finding.severity]))
+    said = list(causes)[:3]
+    marks = [f"{i}. " for i in range(1, len(said) + 1)] if len(said) > 1 else [""]
+    likely = "; ".join(f"{m}{c.name}: {c.text}" for m, c in zip(marks, said, strict=True))
+    remedy = "; ".join(f"{m}{c.remedy}" for m, c in zip(marks, said, strict=True))
+    names = tuple(cause.name for cause in said)
+    return Finding(
+        detector, severity, where, step, value, limit, message, likely, remedy, reference, names
+    )

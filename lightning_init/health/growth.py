@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from lightning_init.architecture.readings import LayerReading, Readings, StepReading
-from lightning_init.health.findings import Factor, Finding, Share, detector
+from lightning_init.health.findings import Finding
+from lightning_init.health.registry import Factor, Share, detector
 
 _SEARCH = "`lightning-init search --config <your config>` compares schemes on your data"
 

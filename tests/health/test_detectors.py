@@ -16,7 +16,8 @@ from lightning_init.architecture.readings import (
     StepReading,
     WeightReading,
 )
-from lightning_init.health.findings import Finding, entries, examine, get
+from lightning_init.health.findings import Finding
+from lightning_init.health.registry import entries, examine, get
 
 IN, OUT = 0.98, 1.02  # either side of a limit
 
