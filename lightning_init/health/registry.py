@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, overload
@@ -99,6 +100,7 @@ def detector(
 
 def entries(profile: Profile | None = None) -> tuple[Entry, ...]:
     """The registered detectors, of one profile or all, in the order in which they name a cause."""
+    importlib.import_module("lightning_init.health.detectors")  # which registers them
     chosen = [e for e in _REGISTRY.values() if profile in (None, e.profile)]
     return tuple(sorted(chosen, key=lambda entry: entry.order))
 
