@@ -255,6 +255,7 @@ FAULTS = (
         hosts=lambda host: "mlp" in host or "net" in host or "cnn" in host,
     ),
     Fault("NaN in one batch", ("data",), feed=_nan, hosts=_has_floats),
+)
 
 
 def runs(
