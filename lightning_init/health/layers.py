@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from lightning_init.architecture.readings import LayerReading
 from lightning_init.health.places import Mark
@@ -23,11 +24,15 @@ class Column:
         header: Its title.
         cell: Text of one layer.
         values: Number of one layer, for the span of those that are left out; None for texts.
+        group: Title over this column and its neighbours of the same group.
+        spare: Whether it goes where 80 columns are too few.
     """
 
     header: str
     cell: Callable[[LayerReading], str]
     values: Callable[[LayerReading], float] | None = None
+    group: str = ""
+    spare: bool = False
 
 
 def table(layers: Sequence[LayerReading], marks: Mapping[str, Mark]) -> list[str]:
@@ -42,48 +47,82 @@ def table(layers: Sequence[LayerReading], marks: Mapping[str, Mark]) -> list[str
         layers some in the middle are summed up, never one with a finding.
     """
     columns = [
-        Column("mean", lambda one: number(one.mean)),
+        Column("mean", lambda one: number(one.mean), spare=True),
         Column("std", _std, lambda one: one.std),
-        Column("expected", lambda one: number(one.expected_rms)),
+        Column("expected", lambda one: number(one.expected_rms), spare=True),
         Column("|max|", _absmax),
         Column("after", _after),
         Column("flat", flat),
         Column("grad", _grad, lambda one: one.grad_rms),
-        Column("verdict", lambda one: _verdict(one, marks)),
+        Column("verdict", lambda one: verdict(one, marks)),
     ]
-    return lines(layers, columns, marks)
+    return grid(layers, columns, marks)
 
 
-def lines(
-    layers: Sequence[LayerReading], columns: Sequence[Column], marks: Mapping[str, Mark]
+def grid(
+    layers: Sequence[LayerReading], columns: Sequence[Column], keep: Collection[str]
 ) -> list[str]:
-    """A table with a name in front; see `table`."""
+    """A table with names in front and 80 columns at most; see `table`.
+
+    Args:
+        layers: In execution order.
+        columns: Those that say nothing of any layer are left out.
+        keep: Names of layers that are not left out.
+    """
     used = [c for c in columns if any(c.cell(layer) for layer in layers)]
+    parts = list(cut(layers, keep))
+    while _room(widths := [_width(parts, c) for c in used]) < _NAME and (
+        gone := [c for c in used if c.spare]
+    ):
+        used.remove(gone[-1])
     prefix = shared_prefix([layer.name for layer in layers])
-    rows: list[list[str]] = []
-    for part, shown in cut(layers, set(marks)):
+    rows: list[tuple[str, list[str]]] = []
+    for part, shown in parts:
         if shown:
-            rows += [[one.name[len(prefix) :], *(c.cell(one) for c in used)] for one in part]
+            rows += [(one.name[len(prefix) :], [c.cell(one) for c in used]) for one in part]
         else:
-            rows.append([f"... {len(part)} more", *(_span(part, c) for c in used)])
-    widths = [
-        max(len(c.header), *(len(row[i + 1]) for row in rows)) if rows else len(c.header)
-        for i, c in enumerate(used)
+            rows.append((f"... {len(part)} more", [_span(part, c) for c in used]))
+    longest = max((len(name) for name, _ in rows), default=0)
+    first = max(len("layer"), min(longest, _room(widths)))
+
+    def line(name: str, cells: Sequence[str]) -> str:
+        aligned = [
+            f"{cell:<{wide}}" if column.header == "verdict" else f"{cell:>{wide}}"
+            for cell, wide, column in zip(cells, widths, used, strict=True)
+        ]
+        return "  ".join([f"{shorten(name, first):<{first}}", *aligned]).rstrip()
+
+    found = [f"names below {prefix}"] if prefix else []
+    if any(c.group for c in used):
+        found.append(_titles(used, widths, first))
+    found.append(line("layer", [c.header for c in used]))
+    return found + [line(name, cells) for name, cells in rows]
+
+
+def _titles(used: Sequence[Column], widths: Sequence[int], first: int) -> str:
+    text = " " * first
+    for group, members in groupby(zip(used, widths, strict=True), key=lambda pair: pair[0].group):
+        room = sum(width + 2 for _, width in members) - 2
+        text += "  " + (f" {shorten(group, room - 4)} ".center(room, "-") if group else " " * room)
+    return text.rstrip()
+
+
+def _width(parts: Sequence[tuple[Sequence[LayerReading], bool]], column: Column) -> int:
+    cells = [
+        cell
+        for part, shown in parts
+        for cell in (map(column.cell, part) if shown else [_span(part, column)])
     ]
-    while used and WIDTH - sum(width + 2 for width in widths) < _NAME:
-        # What is expected can be read off a finding, too; the others are the measurement.
-        gone = next((i for i, c in enumerate(used) if c.header in ("expected", "mean")), 0)
-        used, widths = used[:gone] + used[gone + 1 :], widths[:gone] + widths[gone + 1 :]
-        rows = [row[: gone + 1] + row[gone + 2 :] for row in rows]
-    longest = max((len(row[0]) for row in rows), default=0)
-    name = max(len("layer"), min(longest, WIDTH - sum(width + 2 for width in widths)))
-    head = _line("layer", [c.header for c in used], name, widths)
-    found = [head, *(_line(row[0], row[1:], name, widths) for row in rows)]
-    return ([f"names below {prefix}"] if prefix else []) + found
+    return max(len(column.header), *map(len, cells)) if cells else len(column.header)
+
+
+def _room(widths: Sequence[int]) -> int:
+    """Characters that are left for names."""
+    return WIDTH - sum(width + 2 for width in widths)
 
 
 def cut(
-    layers: Sequence[LayerReading], keep: set[str], rows: int = _ROWS
+    layers: Sequence[LayerReading], keep: Collection[str], rows: int = _ROWS
 ) -> Iterator[tuple[Sequence[LayerReading], bool]]:
     """Runs of layers, and whether each run is shown in full.
 
@@ -214,7 +253,8 @@ def _after(layer: LayerReading) -> str:
     return f"{layer.after.function} {number(layer.after.std)}" if layer.after else ""
 
 
-def _verdict(layer: LayerReading, marks: Mapping[str, Mark]) -> str:
+def verdict(layer: LayerReading, marks: Mapping[str, Mark]) -> str:
+    """What a layer's row says: the finding there, or that there is none."""
     if layer.name in marks:
         return str(marks[layer.name])
     return "ok" if layer.finite else "not finite"
@@ -222,7 +262,8 @@ def _verdict(layer: LayerReading, marks: Mapping[str, Mark]) -> str:
 
 def _span(layers: Sequence[LayerReading], column: Column) -> str:
     if column.header == "verdict":
-        return "ok" if all(layer.finite for layer in layers) else "not finite"
+        said = list(dict.fromkeys(map(column.cell, layers)))
+        return said[0] if len(said) == 1 else f"{said[0]}, ..."
     if column.values is None:
         return ""
     known = [v for layer in layers if math.isfinite(v := column.values(layer))]
@@ -236,9 +277,3 @@ def _span(layers: Sequence[LayerReading], column: Column) -> str:
 
 def _ends(values: list[float]) -> list[float]:
     return [min(values), max(values)] if values else []
-
-
-def _line(name: str, cells: Sequence[str], width: int, widths: Sequence[int]) -> str:
-    padded = [f"{cell:>{wide}}" for cell, wide in zip(cells[:-1], widths, strict=False)]
-    last = cells[-1:] if cells else []
-    return "  ".join([f"{shorten(name, width):<{width}}", *padded, *last]).rstrip()

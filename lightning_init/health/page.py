@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import importlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_init.architecture.readings import LayerReading
@@ -41,6 +41,10 @@ code{background:#f0f0f0;padding:.05rem .3rem}
 @media print{body{margin:0;max-width:none;font-size:12px}.verdict,.finding{border:1px solid #999;
 border-left-width:5px}}
 """
+_HEAD = (
+    *("layer", "kind", "mean", "std", "expected rms", "|max|"),
+    *("after", "flat", "gradient rms", "verdict"),
+)
 _DRAW = """
 for (const one of document.querySelectorAll(".figure")) {
   const figure = JSON.parse(one.querySelector("script").textContent);
@@ -49,7 +53,7 @@ for (const one of document.querySelectorAll(".figure")) {
 """
 
 
-def page(reports: dict[str, Report]) -> str:
+def page(reports: Mapping[str, Report]) -> str:
     """The page of reports by name: verdicts, findings, plots, every layer.
 
     Args:
@@ -107,7 +111,7 @@ def _finding(index: int, one: Finding) -> Iterator[str]:
     yield "</div>"
 
 
-def _figures(reports: dict[str, Report]) -> Iterator[str]:
+def _figures(reports: Mapping[str, Report]) -> Iterator[str]:
     yield from _figure(
         "Scale over depth",
         "Std of each layer's output, of what its nonlinearity makes of it, and what is expected of "
@@ -170,20 +174,20 @@ def _layers(name: str, report: Report) -> Iterator[str]:
         yield f"<p class='note'>{html.escape(input_note(given))}</p>"
     if first.attentions:
         yield f"<p class='note'>{html.escape(attention_note(first.attentions))}</p>"
-    head = ("layer", "kind", "mean", "std", "expected", "|max|", "after", "flat", "gradient", "")
-    titles = "".join(f"<th>{title}</th>" for title in head)
-    yield f"<div class='wide'><table><thead><tr>{titles}</tr></thead><tbody>"
     said = marks(report.findings, report.layers)
-    for layer in report.layers:
+    rows = [_cells(layer, said.get(layer.name)) for layer in report.layers]
+    used = [index for index in range(len(_HEAD)) if any(row[index] for row in rows)]
+    titles = "".join(f"<th>{_HEAD[index]}</th>" for index in used)
+    yield f"<div class='wide'><table><thead><tr>{titles}</tr></thead><tbody>"
+    for layer, row in zip(report.layers, rows, strict=True):
         mark = said.get(layer.name)
-        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(layer, mark))
+        cells = "".join(f"<td>{html.escape(row[index])}</td>" for index in used)
         yield f"<tr class='{mark.severity if mark else ''}'>{cells}</tr>"
     yield "</tbody></table></div>"
 
 
 def _cells(layer: LayerReading, mark: Mark | None) -> Sequence[str]:
     after = f"{layer.after.function} {number(layer.after.std)}" if layer.after else ""
-    verdict = str(mark) if mark else "ok" if layer.finite else "not finite"
     return (
         layer.name,
         layer.kind,
@@ -191,5 +195,5 @@ def _cells(layer: LayerReading, mark: Mark | None) -> Sequence[str]:
         after,
         flat(layer),
         number(layer.grad_rms),
-        verdict,
+        str(mark) if mark else "ok" if layer.finite else "not finite",
     )

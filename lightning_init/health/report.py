@@ -94,11 +94,7 @@ class Report:
             FileNotFoundError: If the folder does not exist.
             ImportError: If a page is asked for and plotly is not installed.
         """
-        if Path(path).suffix.lower() in (".html", ".htm"):
-            text = page({"": self})
-        else:
-            text = json.dumps(self.to_dict(), indent=1)
-        Path(path).write_text(text, encoding="utf-8")
+        write(path, {"": self}, self.to_dict())
 
     def summary(self) -> str:
         """How many findings of which severity, in one line.
@@ -125,6 +121,19 @@ class Report:
         for line in (*self.blind, self.summary()):
             found += wrapped(line)
         return "\n".join(found)
+
+
+def write(path: str | Path, reports: Mapping[str, Report], data: Mapping[str, Any]) -> None:
+    """Write reports by name as a page if the file's name ends in `.html`, else their data as JSON.
+
+    Args:
+        path: The file; its folder must exist.
+        reports: What the page shows.
+        data: What the JSON holds.
+    """
+    is_page = Path(path).suffix.lower() in (".html", ".htm")
+    text = page(reports) if is_page else json.dumps(data, indent=1)
+    Path(path).write_text(text, encoding="utf-8")
 
 
 def _step(reading: StepReading) -> dict[str, Any]:

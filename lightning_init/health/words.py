@@ -16,12 +16,13 @@ _TEXTBOOK = (
 )
 
 
-def finding(one: Finding, index: int) -> list[str]:
+def finding(one: Finding, index: int, report: str = "") -> list[str]:
     r"""A finding in lines: what, where, its causes each with its fix, what it explains.
 
     Args:
         one: The finding.
         index: Its number in the report, from 1.
+        report: The report's name, where there are several.
 
     Example:
         >>> fact = Finding("rule", "error", "fc", 0, 9.0, 3.0, "it is 9", "lr", "a smaller lr")
@@ -32,6 +33,7 @@ def finding(one: Finding, index: int) -> list[str]:
     """
     drawn = f" ({one.scheme})" if one.scheme else ""
     head = f"[{index}] {one.severity.upper()} {one.detector} at {one.where}{drawn}, step {one.step}"
+    head = f"{report} {head}".strip()
     found = wrapped(f"{head}: {one.message}", "", "    ")
     causes = list(reasons(one))
     for cause, fix in causes:
