@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_init.architecture.readings import LayerReading
 from lightning_init.health.layers import Column, grid, number, verdict
-from lightning_init.health.places import Mark, marks
+from lightning_init.health.marks import Mark, marks
 from lightning_init.health.report import Report, write
 from lightning_init.health.words import finding as words, wrapped
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from lightning_init.architecture.readings import LayerReading
-from lightning_init.health.places import Mark
+from lightning_init.health.marks import Mark
 
 WIDTH = 80
 _ROWS = 36  # more layers than this are cut
@@ -40,7 +40,7 @@ def table(layers: Sequence[LayerReading], marks: Mapping[str, Mark]) -> list[str
 
     Args:
         layers: In execution order.
-        marks: What the findings say of each; see `places.marks`.
+        marks: What the findings say of each; see `marks.marks`.
 
     Returns:
         Lines of at most 80 characters; columns that say nothing are left out. Of more than 36

@@ -13,7 +13,7 @@ from lightning_init.health import plots
 from lightning_init.health.figures import Figure
 from lightning_init.health.findings import Finding
 from lightning_init.health.layers import flat, number
-from lightning_init.health.places import Mark, marks
+from lightning_init.health.marks import Mark, marks
 from lightning_init.health.words import attention_note, explained, input_note, reasons
 
 if TYPE_CHECKING:

@@ -1,72 +1,51 @@
-"""Which layer a finding is about, so that a table or a plot can show it there."""
+"""How places are named in a message: the first one, and how many more there are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
 
-from lightning_init.architecture.readings import LayerReading
-from lightning_init.health.findings import Finding, Severity
+from lightning_init.architecture.readings import Readings, StepReading, WeightReading
 
-_RANK = {"error": 0, "warning": 1, "info": 2}
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """What a layer's row says about a finding.
-
-    Attributes:
-        severity: The finding's; `""` for a layer where only a consequence shows.
-        number: Which finding it is, from 1.
-    """
-
-    severity: Severity | str
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.severity} [{self.number}]".strip()
+MATRICES = ("weight", "recurrent")
 
 
-def marks(findings: Sequence[Finding], layers: Iterable[LayerReading]) -> dict[str, Mark]:
-    """The worst finding at each layer; one of a layer's own comes before a consequence.
-
-    Args:
-        findings: In the order in which they are numbered.
-        layers: The layers that were read.
+def and_more(names: Sequence[str], what: str = "layer") -> str:
+    """The first of several, and how many there are besides.
 
     Example:
-        >>> fc = LayerReading("fc", "Linear", "", 0.0, 1.0, 1.0, 3.0, 0.0)
-        >>> one = Finding("rule", "error", "fc.weight", 0, 9.0, 3.0, "too large", "lr", "less")
-        >>> str(marks([one], [fc])["fc"])
-        'error [1]'
+        >>> and_more(["fc1", "fc2", "fc3"])
+        'fc1 (and 2 more layers)'
+        >>> and_more(["fc1"])
+        'fc1'
     """
-    names = {layer.name for layer in layers}
-    found: dict[str, tuple[int, Mark]] = {}
-    for number, finding in enumerate(findings, start=1):
-        for rank, severity, where in _said(finding):
-            name = layer_of(where, names)
-            if name is not None and (name not in found or rank < found[name][0]):
-                found[name] = (rank, Mark(severity, number))
-    return {name: mark for name, (_, mark) in found.items()}
+    more = len(names) - 1
+    return f"{names[0]} (and {more} more {what}{'s' * (more > 1)})" if more else names[0]
 
 
-def layer_of(where: str, names: Iterable[str]) -> str | None:
-    """The layer that a finding's place names: itself, or the one that owns the tensor.
+def masked(name: str) -> str:
+    """A name with its numbers masked: the same for the same tensor of every block.
 
     Example:
-        >>> layer_of("block.0.fc.weight", {"block.0", "block.0.fc"})
-        'block.0.fc'
+        >>> masked("h.11.mlp.down.weight")
+        'h.#.mlp.down.weight'
     """
-    known = set(names)
-    while where:
-        if where in known:
-            return where
-        where = where.rpartition(".")[0]
-    return None
+    return re.sub(r"\d+", "#", name)
 
 
-def _said(finding: Finding) -> Iterator[tuple[int, str, str]]:
-    yield _RANK[finding.severity], finding.severity, finding.where
-    for consequence in finding.consequences:
-        for _, _, where in _said(consequence):
-            yield 3, "", where
+def matrices(reading: StepReading) -> list[WeightReading]:
+    """The weights that multiply and that are trained: neither biases, tables nor norms."""
+    return [
+        weight
+        for weight in reading.weights
+        if weight.trainable and weight.finite and weight.role in MATRICES
+    ]
+
+
+def scheme_of(readings: Readings, place: str) -> str:
+    """What the first matrix at or below a place was drawn from, `""` if that is not known."""
+    for weight in readings.steps[0].weights if readings.steps else ():
+        inside = weight.module == place or weight.name.startswith(f"{place}.") or not place
+        if inside and weight.drawn and weight.role in ("", *MATRICES):
+            return weight.drawn
+    return ""

@@ -17,7 +17,7 @@ from lightning_init.architecture.readings import (
 from lightning_init.health.compare import Comparison
 from lightning_init.health.findings import Cause, Finding, found
 from lightning_init.health.layers import number
-from lightning_init.health.places import layer_of
+from lightning_init.health.marks import layer_of
 from lightning_init.health.report import Report
 
 LR = Cause("learning rate", "it is 1", "lr=0.1")
