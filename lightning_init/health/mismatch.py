@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from lightning_init.architecture.readings import LossReading, Readings, StepReading
 from lightning_init.health.findings import Cause, Finding, Severity, found
@@ -28,8 +29,16 @@ _RANGES = {
     "relu6": (0.0, 6.0),
     "softplus": (0.0, math.inf),
 }
-# Severity, value, limit, symptom, causes.
-Mismatch = tuple[Severity, float, float, str, tuple[Cause, ...]]
+
+
+class Mismatch(NamedTuple):
+    """An output and a loss that do not fit: how bad, measured against what, and why."""
+
+    severity: Severity
+    value: float
+    limit: float
+    text: str
+    causes: tuple[Cause, ...]
 
 
 @detector(order=5, explains=_EXPLAINS)
@@ -44,17 +53,25 @@ def loss_mismatch(
             warning.
         unreachable: Share from which it is an error.
     """
-    for reading in readings.steps[:1]:
-        last = _last_function(reading)
-        for loss in reading.losses:
-            mismatch = _mismatch(loss, last, note, unreachable)
-            if mismatch is not None:
-                severity, value, limit, text, causes = mismatch
-                yield found(
-                    "loss_mismatch", severity, "loss", reading.step, value, limit, text, causes,
-                    "https://docs.pytorch.org/docs/stable/nn.html#loss-functions",
-                )  # fmt: skip
-                return
+    mismatch = mismatched(readings, note, unreachable)
+    if mismatch is not None:
+        yield found(
+            "loss_mismatch", mismatch.severity, "loss", readings.steps[0].step, mismatch.value,
+            mismatch.limit, mismatch.text, mismatch.causes,
+            "https://docs.pytorch.org/docs/stable/nn.html#loss-functions",
+        )  # fmt: skip
+
+
+def mismatched(readings: Readings, note: float = 0.1, unreachable: float = 0.3) -> Mismatch | None:
+    """The first mismatch of the losses of the first step, the worst first."""
+    found = [
+        mismatch
+        for reading in readings.steps[:1]
+        for loss in reading.losses
+        if (mismatch := _mismatch(loss, _last_function(reading), note, unreachable)) is not None
+    ]
+    rank = ("error", "warning", "info")
+    return min(found, key=lambda one: rank.index(one.severity), default=None)
 
 
 def _last_function(reading: StepReading) -> str:
@@ -90,14 +107,14 @@ def _cross_entropy(loss: LossReading, last: str) -> Mismatch | None:
             "probabilities are needed",
         )
         text = f"{loss.kind} is given probabilities: softmax is applied twice, {bound}"
-        return "error", 1.0, 0.0, text, (cause, _other("nll_loss on log_softmax outputs"))
+        return Mismatch("error", 1.0, 0.0, text, (cause, _other("nll_loss on log_softmax outputs")))
     if loss.outputs == "log-probabilities":
         cause = Cause(
             "loss function",
             f"a log_softmax before {name}: harmless, since it changes nothing the second time",
             "return the logits, or use F.nll_loss",
         )
-        return "info", 1.0, 0.0, f"{loss.kind} is given log-probabilities", (cause,)
+        return Mismatch("info", 1.0, 0.0, f"{loss.kind} is given log-probabilities", (cause,))
     if loss.outputs == "fractions" and last in ("sigmoid", "hardsigmoid"):
         cause = Cause(
             "output layer",
@@ -106,7 +123,9 @@ def _cross_entropy(loss: LossReading, last: str) -> Mismatch | None:
             "F.binary_cross_entropy_with_logits",
         )
         text = f"{loss.kind} is given the outputs of a sigmoid: {bound}"
-        return "error", loss.high, 1.0, text, (cause, _other("binary_cross_entropy_with_logits"))
+        return Mismatch(
+            "error", loss.high, 1.0, text, (cause, _other("binary_cross_entropy_with_logits"))
+        )
     if last in ("relu", "relu6", "tanh", "softplus") and _within(loss, last):
         cause = Cause(
             "output layer",
@@ -115,7 +134,7 @@ def _cross_entropy(loss: LossReading, last: str) -> Mismatch | None:
         )
         lost = "no answer can be ruled out" if last != "tanh" else "no answer can be sure"
         text = f"{loss.kind} is given the outputs of {last}: {lost}"
-        return "warning", loss.low, _RANGES[last][0], text, (cause,)
+        return Mismatch("warning", loss.low, _RANGES[last][0], text, (cause,))
     return None
 
 
@@ -135,7 +154,7 @@ def _likelihood(loss: LossReading) -> Mismatch | None:
     # A log-probability is never positive; what is not may be unnormalized on purpose.
     severity: Severity = "error" if loss.high > 0.01 else "warning"
     text = f"{loss.kind} is given {given} (largest {loss.high:.3g}, but a log-probability is <= 0)"
-    return severity, loss.high, 0.0, text, (cause, _other("cross_entropy"))
+    return Mismatch(severity, loss.high, 0.0, text, (cause, _other("cross_entropy")))
 
 
 def _binary(loss: LossReading, last: str) -> Mismatch | None:
@@ -148,8 +167,8 @@ def _binary(loss: LossReading, last: str) -> Mismatch | None:
             "y = (y > 0).float() for labels of -1 and 1; F.cross_entropy for more than two classes",
         )
         text = f"{loss.kind} has targets in [{low:.3g}, {high:.3g}], outside of [0, 1]"
-        far = low < -0.5 or high > 1.5
-        return "error" if far else "warning", max(-low, high - 1), 0.0, text, (cause,)
+        severity: Severity = "error" if low < -0.5 or high > 1.5 else "warning"
+        return Mismatch(severity, max(-low, high - 1), 0.0, text, (cause,))
     if "logits" in loss.kind and loss.outputs in ("fractions", "probabilities"):
         if last not in ("sigmoid", "hardsigmoid", "softmax"):
             return None
@@ -159,7 +178,7 @@ def _binary(loss: LossReading, last: str) -> Mismatch | None:
             f"take the {last} out of the model, or use F.binary_cross_entropy",
         )
         text = f"{loss.kind} is given the outputs of {last}: the loss cannot fall below 0.31"
-        return "error", loss.high, 1.0, text, (cause,)
+        return Mismatch("error", loss.high, 1.0, text, (cause,))
     return None
 
 
@@ -191,8 +210,9 @@ def _squared(loss: LossReading, last: str, note: float, unreachable: float) -> M
         f"{share:.0%} of the targets' range [{loss.target_low:.3g}, {loss.target_high:.3g}] is out "
         f"of the reach of the outputs of {last}"
     )
-    error = share > unreachable
-    return "error" if error else "warning", share, unreachable if error else note, text, causes
+    if share > unreachable:
+        return Mismatch("error", share, unreachable, text, causes)
+    return Mismatch("warning", share, note, text, causes)
 
 
 def _within(loss: LossReading, last: str) -> bool:

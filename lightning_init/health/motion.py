@@ -9,6 +9,7 @@ depend on how large the weight is.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from statistics import median
 
 from lightning_init.architecture.readings import Readings, StepReading, WeightReading
@@ -87,7 +88,7 @@ def settled(readings: Readings) -> int:
     steps = sorted(readings.lr)
     rises = [
         later
-        for earlier, later in zip(steps, steps[1:], strict=False)
+        for earlier, later in pairwise(steps)
         if readings.lr[later] > readings.lr[earlier] * (1 + 1e-6)
     ]
     return rises[-1] if rises else 0
