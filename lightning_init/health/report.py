@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_init.architecture.readings import LayerReading, Readings, StepReading
+from lightning_init.health.attempts import Attempt
 from lightning_init.health.findings import Finding
 
 
@@ -22,6 +23,8 @@ class Report:
         findings: Errors first, then nearest to the root cause.
         readings: What was measured.
         blind: What could not be watched, and why; empty if all was.
+        attempts: Initializations that were tried before the first step, the first one first; empty
+            if the first was kept without a look at others.
 
     Example:
         >>> Report((), Readings()).verdict()
@@ -31,6 +34,7 @@ class Report:
     findings: tuple[Finding, ...]
     readings: Readings
     blind: tuple[str, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
 
     @property
     def layers(self) -> tuple[LayerReading, ...]:
@@ -74,6 +78,7 @@ class Report:
             "verdict": self.verdict(),
             "findings": [finding.to_dict() for finding in self.findings],
             "blind": list(self.blind),
+            "attempts": [attempt.to_dict() for attempt in self.attempts],
             "loss": {str(step): _plain(loss) for step, loss in self.readings.loss.items()},
             "steps": [_step(reading) for reading in self.readings.steps],
         }
