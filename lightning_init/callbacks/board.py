@@ -62,7 +62,8 @@ class Board:
             return
         values = {tag: one.detach().float().cpu() for tag, one in samples.items() if one.numel()}
         values = {tag: one for tag, one in values.items() if bool(torch.isfinite(one).all())}
-        for logger in trainer.loggers:
+        loggers: list[Any] = list(trainer.loggers)
+        for logger in loggers:
             if _takes(logger, "add_custom_scalars") and not self._laid_out:
                 logger.experiment.add_custom_scalars(layout(reading))
             if _takes(logger, "add_histogram"):
@@ -79,17 +80,16 @@ class Board:
             return
         self._verdict = text
         step = steps_of(trainer, max(report.readings.loss, default=0))
-        for logger in trainer.loggers:
+        loggers: list[Any] = list(trainer.loggers)
+        for logger in loggers:
             if _takes(logger, "add_text"):  # which is Markdown: indented lines stay as they are
                 indented = "\n".join(f"    {line}" for line in text.splitlines())
                 logger.experiment.add_text(f"{NAME}/verdict", indented, step)
             elif _is(logger, "WandbLogger"):
-                any_logger: Any = logger
-                any_logger.log_text(f"{NAME}/verdict", ["verdict"], [[text]], step=step)
+                logger.log_text(f"{NAME}/verdict", ["verdict"], [[text]], step=step)
             elif _is(logger, "MLFlowLogger"):
-                run: Any = logger
-                run.experiment.log_text(run.run_id, text, f"{NAME}/verdict.txt")
-                run.experiment.log_dict(run.run_id, report.to_dict(), f"{NAME}/health.json")
+                logger.experiment.log_text(logger.run_id, text, f"{NAME}/verdict.txt")
+                logger.experiment.log_dict(logger.run_id, report.to_dict(), f"{NAME}/health.json")
 
 
 def scalars(reading: StepReading) -> dict[str, float]:

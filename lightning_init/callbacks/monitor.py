@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_init.callbacks.actions import OnUnhealthy, UnhealthyError, check_action, stop, warn
+from lightning_init.callbacks.arguments import check_count
 from lightning_init.callbacks.board import Board
 from lightning_init.callbacks.logs import write_json
 from lightning_init.callbacks.record import Record
@@ -64,16 +65,14 @@ class HealthMonitor(Callback):
         profile: Profile = "default",
         verbose: bool = True,
     ) -> None:
-        for name, steps in (("monitor_steps", monitor_steps), ("loss_steps", loss_steps)):
-            if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
-                raise ValueError(f"`{name} >= 0` must hold, but got {name}={steps!r}")
+        self.monitor_steps = check_count("monitor_steps", monitor_steps)
+        self.loss_steps = check_count("loss_steps", loss_steps)
         check_action(on_unhealthy)
         if on_unhealthy == "rescue":
             raise ValueError(
                 'on_unhealthy="rescue" re-initializes, which a HealthMonitor does not: use '
                 'InitCallback("keep", on_unhealthy="rescue") in its place'
             )
-        self.monitor_steps, self.loss_steps = monitor_steps, loss_steps
         self.on_unhealthy: OnUnhealthy = on_unhealthy
         self.rules = rules(detectors, profile)
         self.verbose = verbose
@@ -88,7 +87,8 @@ class HealthMonitor(Callback):
 
     def _start(self) -> None:
         self.record = Record(self.rules)
-        self._board, self._watch = Board(), None
+        self._board = Board()
+        self._watch: Watch | None = None
         self._step = -1  # batches of this watch, from 0; -1 is before the first
         self._window = -1  # likewise of updates
         self._watching = self._reading = False
@@ -109,7 +109,6 @@ class HealthMonitor(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin anew."""
-        self._watch: Watch | None
         self._start()
         self._report, self._other = None, self._overruled(trainer)
 

@@ -14,7 +14,6 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_init.architecture.analyze import analyze
 from lightning_init.architecture.names import named_tensors, unwrap
 from lightning_init.architecture.params import Architecture
 from lightning_init.architecture.provenance import record_of
@@ -58,48 +57,61 @@ def _spec(rung: object) -> InitSpec:
     raise ValueError(f"a rung of the ladder must be a strategy or a spec, but got {rung!r}")
 
 
-def default_ladder(architecture: Architecture) -> tuple[InitSpec, ...]:
+def default_ladder(plan: Plan) -> tuple[InitSpec, ...]:
     """`recommend`'s choice, Xavier, Kaiming, then scaled residual branches, or orthogonal.
 
-    Example:
-        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
-        >>> [str(spec) for spec in default_ladder(analyze(net))]
-        ['auto', 'xavier_normal', 'kaiming_normal', 'orthogonal']
+    Args:
+        plan: What was applied; it knows how the model uses its tensors.
     """
+    seen = _architecture(plan)
     last = "orthogonal"
-    if architecture.num_branches:
-        traits = {trait for info in architecture for trait in info.traits}
+    if seen.num_branches:
+        traits = {trait for info in seen for trait in info.traits}
         last = "gpt2" if "attention" in traits else "zero_gamma" if "norm" in traits else "fixup"
     names = ("xavier_normal", "kaiming_normal", last)
-    return (recommend(architecture).spec, *map(InitSpec, names))
+    return (recommend(seen).spec, *map(InitSpec, names))
 
 
-def rungs_after(
-    ladder: tuple[InitSpec, ...] | None, current: InitSpec | None, module: nn.Module, seen: Plan
+def rungs(
+    ladder: tuple[InitSpec, ...] | None, tried: Sequence[Any], plan: Plan
 ) -> tuple[InitSpec, ...]:
-    """The specs that are still to be tried: without the current one, and those before it.
+    """The specs that are still to be tried, in order; those that cannot suit the model are not.
 
     Args:
         ladder: As given, None for the default.
-        current: What is in use.
-        module: The model, which decides what suits it.
-        seen: What was applied; knows whether the model has been seen at work.
+        tried: What was tried before.
+        plan: What was applied; it knows how the model uses its tensors.
+
+    Example:
+        >>> from lightning_init import make_plan
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> plan = make_plan(net, "auto")
+        >>> [str(spec) for spec in rungs(None, ["auto"], plan)]
+        ['xavier_normal', 'kaiming_normal', 'orthogonal']
     """
-    architecture = Architecture(tuple(entry.info for entry in seen)) if seen.traced else None
-    known = architecture or analyze(unwrap(module))
-    rungs = default_ladder(known) if ladder is None else ladder
-    same = [index for index, rung in enumerate(rungs) if _alike(rung, current)]
-    rungs = rungs[same[0] + 1 :] if same and ladder is not None else rungs
+    seen = _architecture(plan)
+    steps = default_ladder(plan) if ladder is None else ladder
     return tuple(
         rung
-        for rung in rungs
-        if not _alike(rung, current) and (not known.traced or holds(get(rung.strategy).needs, known))
+        for rung in steps
+        if not any(_alike(rung, one) for one in tried)
+        and (not seen.traced or holds(get(rung.strategy).needs, seen))
     )
 
 
-def _alike(one: InitSpec, two: InitSpec | None) -> bool:
-    plain = [InitSpec(s.strategy, s.params, s.overrides) for s in (one, two) if s is not None]
-    return len(plain) == 2 and plain[0] == plain[1]
+def _architecture(plan: Plan) -> Architecture:
+    infos = tuple(entry.info for entry in plan)
+    branches = max((info.usage.num_branches for info in infos if info.usage), default=0)
+    return Architecture(infos, branches, plan.traced)
+
+
+def _alike(one: InitSpec, two: Any) -> bool:
+    if isinstance(two, str):
+        two = InitSpec(two)
+    if not isinstance(two, InitSpec):
+        return False
+    mine, theirs = ((s.strategy, s.params, s.overrides) for s in (one, two))
+    return mine == theirs
 
 
 class Rescue:
@@ -125,7 +137,8 @@ class Rescue:
         module: pl.LightningModule,
         forward: Forward,
         first: Report,
-        rungs: Sequence[InitSpec],
+        steps: Sequence[InitSpec],
+        limit: int,
     ) -> tuple[Attempt, ...]:
         """Try until an audit has no error; the best attempt is what the module is left with.
 
@@ -134,7 +147,8 @@ class Rescue:
             module: The module.
             forward: Runs it once.
             first: What the audit said of the first initialization.
-            rungs: What to try, in order.
+            steps: What to try, in order.
+            limit: How many of them, at most.
 
         Returns:
             Every attempt; exactly one of them is kept.
@@ -143,7 +157,9 @@ class Rescue:
         attempts = [_attempt(placed.strategy, first)]
         best = _Kept(0, placed.strategy, placed.plan, _values(module), _written(module))
         fewest = attempts[0].errors
-        for rung in rungs:
+        for rung in steps:
+            if not limit:
+                break
             why = ""
             try:
                 placed.again(module, rung, forward)
@@ -153,6 +169,7 @@ class Rescue:
                 attempts.append(Attempt(str(rung), why or "does not apply", spec=rung.to_dict()))
                 best.put_back(module, placed)
                 continue
+            limit -= 1
             _broadcast(module)
             report = self.audit(placed.plan)
             attempts.append(_attempt(rung, report))

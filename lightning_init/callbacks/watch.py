@@ -102,7 +102,8 @@ class Watch:
             self.samples |= weight_samples(self._module)
         return StepReading(step, self._layers, read)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Forget the batch that was read last."""
         self.samples, self._layers = {}, ()
         self._gradients, self._seen = {}, set()
 
