@@ -102,19 +102,13 @@ class InitCallback(Callback):
         self.max_rescues = check_count("max_rescues", max_rescues)
         check_action(on_unhealthy)
         rescues = on_unhealthy == "rescue"
-        self.monitor = HealthMonitor(
-            monitor_steps,
-            loss_steps,
-            "raise" if rescues else on_unhealthy,
-            detectors,
-            profile,
-            verbose,
-        )
+        action: OnUnhealthy = "raise" if rescues else on_unhealthy
+        self.monitor = HealthMonitor(monitor_steps, loss_steps, action, detectors, profile, verbose)
         self.monitor.announce = self._announce
         if rescues:
             self.monitor.on_unhealthy = "rescue"
             self.monitor.rescue, self.monitor.restart = self._rescue, self._restart
-        self._placement: Placement | None = None  # None where nothing is to be initialized
+        self._placement: Placement | None = None  # None where there is nothing to do
         self._yields = False
         self.fingerprint: str | None = None
 
