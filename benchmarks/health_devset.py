@@ -121,6 +121,7 @@ def runs(folder: Path) -> Iterator[tuple[Run, str]]:
                 lambda parameters: torch.optim.Adam(parameters, lr=1e-3, eps=1e-7),
                 STEPS,
                 seed=seed,
+                watched=STEPS,
             )
             yield run, labels[key]["outcome"]
 
