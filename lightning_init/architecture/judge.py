@@ -28,6 +28,7 @@ from lightning_init.architecture.statistics import (
 )
 
 _STEPS = 4  # writes in place that constructors and `torch.nn.init` need for a bias, at most
+_DRAWS = 12  # and for two draws of a weight: up to PyTorch 2.11 a truncated normal takes five
 _WITNESS = 8  # elements of a layer's biases, or norm, from which on they tell of steps
 _STILL = 1e-5  # rms of a bias that nobody would miss; some models draw theirs at 1e-6
 
@@ -182,7 +183,8 @@ class _Court:
         group = self.siblings[_owner(info)]
         group = group if len(group) > 1 else [i for i in self.infos if "frozen" not in i.flags]
         beside = [self.tensors[i.names] for i in group if "frozen" not in i.flags]
-        return "frozen" not in info.flags and all(t._version > _STEPS for t in beside)
+        usual = _STEPS if any(map(_is_witness, group)) else _DRAWS
+        return "frozen" not in info.flags and all(t._version > usual for t in beside)
 
     def _has_moved(self, group: list[ParamInfo]) -> bool:
         """Whether the biases, or scale and shift, of a layer are where only steps put them."""

@@ -10,6 +10,22 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class Histogram:
+    """How the values of one output are distributed, for a plot.
+
+    Attributes:
+        low: Left end of the first bin.
+        high: Right end of the last bin.
+        shares: Fraction of the values per bin, bins of equal width; values beyond the ends count
+            in the first and the last.
+    """
+
+    low: float
+    high: float
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ActivationReading:
     """The nonlinearity that follows a weight layer, at one step.
 
@@ -26,6 +42,7 @@ class ActivationReading:
             outside of (0.03, 0.97), a clamp at its ends; NaN for functions that do not saturate.
         units: Number of units (channels of a convolution).
         rows: Number of values per unit that were read.
+        histogram: Distribution of its output; None where it was not sampled.
     """
 
     function: str
@@ -38,6 +55,7 @@ class ActivationReading:
     saturated: float = math.nan
     units: int = 0
     rows: int = 0
+    histogram: Histogram | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +130,7 @@ class LayerReading:
         unit_cosine: Mean cosine between the outputs of two units over the samples.
         is_output: Whether it is the last weight layer that ran.
         after: The nonlinearity that follows, None if none does.
+        histogram: Distribution of the output; None where it was not sampled.
     """
 
     name: str
@@ -131,6 +150,7 @@ class LayerReading:
     unit_cosine: float = math.nan
     is_output: bool = False
     after: ActivationReading | None = None
+    histogram: Histogram | None = None
 
     @property
     def finite(self) -> bool:
@@ -251,6 +271,23 @@ class StepReading:
 
 
 @dataclass(frozen=True, slots=True)
+class BaselineReading:
+    """A model with one hidden layer that was trained beside the user's on the same batches.
+
+    Attributes:
+        deep: Loss of the user's model by step number: of the very loss call that both share.
+        shallow: Loss of the model with one hidden layer.
+        width: Units of its hidden layer.
+        lr: Learning rate of both at the first step, NaN if unknown.
+    """
+
+    deep: dict[int, float]
+    shallow: dict[int, float]
+    width: int
+    lr: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
 class Readings:
     """All that was read so far.
 
@@ -262,6 +299,7 @@ class Readings:
         bad_batches: Steps at which the batch itself held NaN or infinity.
         lr: Largest learning rate of the optimizers, by step number.
         rows: Samples of a batch, 0 if unknown.
+        baseline: What a shallow model reached on the same batches, None if there was none.
     """
 
     steps: tuple[StepReading, ...] = ()
@@ -271,3 +309,4 @@ class Readings:
     bad_batches: tuple[int, ...] = ()
     lr: dict[int, float] = field(default_factory=dict)
     rows: int = 0
+    baseline: BaselineReading | None = None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from lightning_init.architecture.histograms import with_histograms
 from lightning_init.architecture.names import check_forward, unwrap
 from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.probe import PlannedEntry, Probe, weights
@@ -51,7 +52,7 @@ def audit(
     """
     check_forward(forward)
     used = rules(detectors, profile)
-    probe = Probe(model, full=True)
+    probe = Probe(model, full=True, sample=True)
     try:
         with preserved(model), torch.enable_grad(), LossWatch() as losses:
             probe.active = True
@@ -61,9 +62,8 @@ def audit(
             if isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point():
                 readings[0] = float(loss.detach())
                 grads = _gradients(model, loss)
-            reading = StepReading(
-                0, probe.layers(), weights(model, plan, grads), tuple(losses.readings)
-            )
+            layers = with_histograms(probe.layers(), probe.samples)
+            reading = StepReading(0, layers, weights(model, plan, grads), tuple(losses.readings))
     finally:
         probe.remove()
     trained = any(entry.info.provenance == "pretrained" for entry in plan or ())

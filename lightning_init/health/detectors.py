@@ -5,6 +5,22 @@ against the plan that drew them) or unarguable (NaN). The textbook's absolute li
 `textbook`: they fire on most healthy networks.
 """
 
-from lightning_init.health import course, growth, numbers, planned, start
+from lightning_init.health import (
+    attention,
+    course,
+    gradients,
+    growth,
+    inputs,
+    numbers,
+    peers,
+    planned,
+    samples,
+    start,
+    textbook,
+    units,
+)
 
-BUILT_IN = (numbers, planned, growth, start, course)
+BUILT_IN = (
+    *(numbers, planned, growth, start, course),
+    *(inputs, peers, units, attention, samples, gradients, textbook),
+)

@@ -7,14 +7,12 @@ whatever they brought about.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 from lightning_init.architecture.readings import Readings
+from lightning_init.health import drawn
+from lightning_init.health.drawn import Suspicion
 from lightning_init.health.findings import Cause
-
-# A cause, and how strongly the readings speak for it: e-folds beyond what is usual.
-Suspicion = tuple[float, Cause]
 
 
 def ranked(readings: Readings, *usual: Cause, without: tuple[str, ...] = ()) -> tuple[Cause, ...]:
@@ -46,14 +44,4 @@ def suspicions(readings: Readings) -> Iterator[Suspicion]:
         yield from look(readings)
 
 
-def _data_scale(readings: Readings) -> Iterator[Suspicion]:
-    for reading in readings.steps[:1]:
-        for one in reading.inputs:
-            if one.finite and not one.normalized and one.rms > 5:
-                text = f"the inputs of {one.name} have mean {one.mean:.3g} and std {one.std:.3g}"
-                remedy = "scale the data to mean 0 and std 1, or put a norm layer first"
-                yield math.log(one.rms), Cause("data scale", text, remedy)
-                return
-
-
-_LOOKS: tuple[Callable[[Readings], Iterator[Suspicion]], ...] = (_data_scale,)
+_LOOKS: tuple[Callable[[Readings], Iterator[Suspicion]], ...] = (*drawn.LOOKS,)

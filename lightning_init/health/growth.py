@@ -6,18 +6,31 @@ residual branches, norm layers and loss reductions set it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Iterator
 
-from lightning_init.architecture.readings import LayerReading, Readings, StepReading
-from lightning_init.health.findings import Finding
+from lightning_init.architecture.readings import Readings, StepReading
+from lightning_init.health.evidence import ranked
+from lightning_init.health.findings import Cause, Finding, found
+from lightning_init.health.places import scheme_of
 from lightning_init.health.registry import Factor, Share, detector
+from lightning_init.health.trend import backward_chain, forward_chain, growth, short_chain, strays
 
 _SEARCH = "`lightning-init search --config <your config>` compares schemes on your data"
+_REFERENCE = "Schoenholz et al. (2017), https://arxiv.org/abs/1611.01232"
+# What multiplies from layer to layer is neither the data's scale nor the learning rate's at step 0.
+_NOT_GROWTH = ("data scale",)
+
+_DOWNSTREAM = (
+    *("dead_units", "saturated_units", "saturated_attention", "collapsed_samples"),
+    *("initial_loss", "zero_gradients", "frozen_layers", "uneven_gradients", "update_ratio"),
+    *("loss_blow_up", "loss_oscillates", "loss_flat", "loss_crash", "non_finite"),
+    "worse_than_shallow",
+)
 
 
-@detector(order=20)
+@detector(order=20, explains=("backward_growth", *_DOWNSTREAM))
 def forward_growth(
     readings: Readings,
     *,
@@ -38,66 +51,107 @@ def forward_growth(
         jump: Factor between two neighbours.
     """
     for reading in readings.steps:
-        chain = _chain(reading, lambda layer: math.nan if layer.rescaled else layer.rms)
+        chain = forward_chain(reading)
         if len(chain) < 4:
+            # With few layers there is no trend but from the data on, and no word on trained ones.
+            chain = short_chain(reading) if reading.step == 0 else []
+        if len(chain) < 3:
             continue
-        slope = _growth([rms for _, rms in chain])
+        slope = growth([rms for _, rms in chain])
         span = slope ** (len(chain) - 1)
         apart = max(span, 1 / span) if span > 0 else math.inf
         grows = apart > extreme or (apart > total and not shrink <= slope <= grow)
-        jumps = [
-            (before, name, high / low)
-            for (before, low), (name, high) in pairwise(chain)
-            if not 1 / jump <= high / low <= jump
-        ]
+        jumps = list(strays(reading, chain, jump))
         # One layer that is off tilts the trend of all: then it is the place, not the depth.
         if jumps and (not grows or 2 * len(jumps) < len(chain)):
-            yield _jump_finding(reading.step, *jumps[0], jump)
+            yield _jump_finding(readings, reading.step, *jumps[0], jump)
             return
         if grows:
-            yield _growth_finding(reading.step, chain, slope, span, shrink, grow)
+            yield _growth_finding(readings, reading, chain, slope, span, shrink, grow)
             return
 
 
 def _growth_finding(
-    step: int, chain: list[tuple[str, float]], slope: float, span: float, low: float, high: float
+    readings: Readings,
+    reading: StepReading,
+    chain: list[tuple[str, float]],
+    slope: float,
+    span: float,
+    low: float,
+    high: float,
 ) -> Finding:
     exploding = slope > 1
     first, last = chain[0][0], chain[-1][0]
-    what = "explode" if exploding else "vanish"
-    cause = (
-        "weights too large for the activation (gain above what keeps the variance)"
-        if exploding
-        else "weights too small for the activation: PyTorch's default for Linear and Conv keeps a "
-        "third of the variance per layer, a sixth with ReLU"
-    )
-    fix = (
-        'InitCallback("auto") (scales by 1/sqrt(fan_in)), for residual nets "gpt2" or "auto"'
-        if exploding
-        else 'InitCallback("orthogonal") for tanh, InitCallback("kaiming_normal") for ReLU, or '
-        '"lsuv"'
-    )
-    return Finding(
-        "forward_growth", "error", first if exploding else last, step, slope,
-        high if exploding else low,
-        f"outputs {what}: x{slope:.3g} per layer over {len(chain)} layers from {first} to {last}, "
-        f"x{span:.2g} in all (sane: x{low:g} to x{high:g} per layer)",
-        f"{cause}; or inputs far from N(0, 1)", f"{fix}; {_SEARCH}",
-        "Schoenholz et al. (2017), https://arxiv.org/abs/1611.01232",
+    where = first if exploding else last
+    if where == "the data":
+        where = chain[1][0]
+    if exploding:
+        usual = [
+            Cause(
+                "init scale",
+                "weights too large for the activation (gain above what keeps the variance)",
+                'scale weights by 1/sqrt(fan_in): InitCallback("auto") or '
+                'InitCallback("kaiming_normal"); params={"scale": 0.1} keeps the scheme and makes '
+                f"it smaller; {_SEARCH}",
+            ),
+            Cause(
+                "architecture",
+                "each block adds to the last without residual scaling or a norm layer",
+                'scale the last layer of each branch: InitCallback("gpt2"), InitCallback("fixup")',
+            ),
+        ]
+    else:
+        usual = [
+            Cause(
+                "init scale",
+                "weights too small for the activation: PyTorch's default for Linear and Conv "
+                "keeps a third of the variance per layer, a sixth with ReLU",
+                'InitCallback("orthogonal") for tanh, InitCallback("kaiming_normal") for ReLU, or '
+                f'"lsuv"; {_SEARCH}',
+            ),
+            Cause(
+                "depth",
+                f"{len(chain)} layers without residual connections or norm layers",
+                "add residual connections (x + f(x)) or norm layers",
+            ),
+        ]
+    finding = found(
+        "forward_growth", "error", where, reading.step, slope, high if exploding else low,
+        f"outputs {'explode' if exploding else 'vanish'}: x{slope:.3g} per layer over "
+        f"{len(chain)} layers from {first} to {last}, x{span:.2g} in all (sane: x{low:g} to "
+        f"x{high:g} per layer)",
+        ranked(readings, *usual, without=_NOT_GROWTH), _REFERENCE,
     )  # fmt: skip
+    return dataclasses.replace(finding, scheme=scheme_of(readings, where))
 
 
-def _jump_finding(step: int, before: str, name: str, ratio: float, limit: float) -> Finding:
-    return Finding(
+def _jump_finding(
+    readings: Readings, step: int, before: str, name: str, ratio: float, limit: float
+) -> Finding:
+    causes = [
+        Cause(
+            "init scale",
+            f"the weights of {name} have another scale than their neighbours'",
+            f'draw it like them: overrides={{"{name}.*": "kaiming_normal"}}',
+        ),
+        *ranked(readings, without=(*_NOT_GROWTH, "init scale")),
+    ]
+    finding = found(
         "forward_growth", "error", name, step, ratio, limit,
         f"the output of {name} is x{ratio:.3g} that of {before} (limit x{limit:g} either way)",
-        f"the weights of {name} have another scale than their neighbours'",
-        f'draw it like them: overrides={{"{name}.*": "kaiming_normal"}}',
-        "Mishkin & Matas (2016), https://arxiv.org/abs/1511.06422",
+        causes, "Mishkin & Matas (2016), https://arxiv.org/abs/1511.06422",
     )  # fmt: skip
+    return dataclasses.replace(finding, scheme=scheme_of(readings, name))
 
 
-@detector(order=30)
+@detector(
+    order=30,
+    explains=(
+        *("zero_gradients", "frozen_layers", "uneven_gradients", "update_ratio"),
+        *("loss_blow_up", "loss_oscillates", "loss_flat", "loss_crash", "non_finite"),
+        *("worse_than_shallow", "saturated_units"),
+    ),
+)
 def backward_growth(
     readings: Readings,
     *,
@@ -116,53 +170,58 @@ def backward_growth(
         extreme: Factor over the whole depth that suffices alone.
     """
     for reading in readings.steps:
-        # From the loss backwards; a gradient that is exactly 0 everywhere comes from a zero head.
-        chain = _chain(reading, lambda layer: layer.grad_norm)[::-1]
+        chain = backward_chain(reading)
         if len(chain) < 4:
             continue
-        slope = _growth([norm for _, norm in chain])
+        slope = growth([norm for _, norm in chain])
         span = slope ** (len(chain) - 1)
         apart = max(span, 1 / span) if span > 0 else math.inf
         if apart > extreme or (apart > total and not shrink <= slope <= grow):
             exploding = slope > 1
-            what = "explode" if exploding else "vanish"
-            fix = (
-                "Trainer(gradient_clip_val=1.0) treats the symptom; "
-                'InitCallback("orthogonal", params={"gain": 1.0}) or "auto" the cause'
-                if exploding
-                else 'InitCallback("orthogonal") (keeps gradient norms); in deep nets residual '
-                "connections or norm layers with scale 1 and shift 0"
-            )
-            yield Finding(
-                "backward_growth", "error", chain[-1][0], reading.step, slope,
-                grow if exploding else shrink,
-                f"gradients {what} on the way back: x{slope:.3g} per layer from {chain[0][0]} to "
-                f"{chain[-1][0]}, x{span:.2g} in all (sane: x{shrink:g} to x{grow:g} per layer)",
-                "weights too large or in the chaotic phase of the activation"
-                if exploding
-                else "weights too small, or saturated tanh or sigmoid units",
-                f"{fix}; {_SEARCH}",
-                "Schoenholz et al. (2017), https://arxiv.org/abs/1611.01232",
+            what, limit = ("explode", grow) if exploding else ("vanish", shrink)
+            first, last = chain[-1][0], chain[0][0]
+            finding = found(
+                "backward_growth", "error", first, reading.step, slope, limit,
+                f"gradients {what} on the way back: x{slope:.3g} per layer from {last} to "
+                f"{first}, x{span:.2g} in all (sane: x{shrink:g} to x{grow:g} per layer)",
+                ranked(readings, *_backward_causes(exploding, chain, reading), without=_NOT_GROWTH),
+                _REFERENCE,
             )  # fmt: skip
+            yield dataclasses.replace(finding, scheme=scheme_of(readings, first))
             return
 
 
-def _chain(reading: StepReading, value: Callable[[LayerReading], float]) -> list[tuple[str, float]]:
-    """Layers of one group with a positive, finite value, in execution order.
-
-    Exact zeros come from layers that are zero by design (the last of a branch, a zero head).
-    """
+def _backward_causes(
+    exploding: bool, chain: list[tuple[str, float]], reading: StepReading
+) -> list[Cause]:
+    if exploding:
+        return [
+            Cause(
+                "init scale",
+                "weights too large or in the chaotic phase of the activation",
+                'InitCallback("orthogonal", params={"gain": 1.0}) or "auto"; '
+                f"Trainer(gradient_clip_val=1.0) treats the symptom; {_SEARCH}",
+            ),
+            Cause(
+                "architecture",
+                "each block adds to the last without residual scaling or a norm layer",
+                'InitCallback("gpt2") or InitCallback("fixup")',
+            ),
+        ]
+    bounded = [one.after for one in reading.layers if one.after and one.after.saturated >= 0]
+    text = "weights too small, or saturated tanh or sigmoid units"
+    if bounded:
+        share = max(one.saturated for one in bounded)
+        text = f"weights too small for {bounded[0].function}, of which up to {share:.0%} saturates"
     return [
-        (layer.name, value(layer))
-        for layer in reading.layers
-        if layer.group and math.isfinite(value(layer)) and value(layer) > 0
+        Cause(
+            "init scale",
+            text,
+            f'InitCallback("orthogonal") (keeps gradient norms) or "auto"; {_SEARCH}',
+        ),
+        Cause(
+            "depth",
+            f"{len(chain)} layers without a short way back",
+            "add residual connections, or norm layers with gamma (scale) 1 and beta (shift) 0",
+        ),
     ]
-
-
-def _growth(values: list[float]) -> float:
-    """Factor per step: the least-squares slope of the logarithms."""
-    n = len(values)
-    logs = [math.log(value) for value in values]
-    middle, mean = (n - 1) / 2, sum(logs) / n
-    slope = sum((i - middle) * (log - mean) for i, log in enumerate(logs))
-    return math.exp(slope / sum((i - middle) ** 2 for i in range(n)))

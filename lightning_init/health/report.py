@@ -141,8 +141,14 @@ def _step(reading: StepReading) -> dict[str, Any]:
 
 
 def _row(value: Any) -> dict[str, Any]:
-    return {key: _plain(item) for key, item in dataclasses.asdict(value).items()}
+    found: dict[str, Any] = _plain(dataclasses.asdict(value))
+    return found
 
 
 def _plain(value: Any) -> Any:
+    """What JSON can hold: lists, and None for what is not a number."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

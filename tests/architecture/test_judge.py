@@ -204,6 +204,25 @@ def test_many_writes_by_a_scheme_are_no_steps():
     assert found["2.weight"].provenance == "fresh"
 
 
+class Tokens(nn.Module):
+    """Learned tokens and positions: no bias that could tell of steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, 64))
+        self.positions = nn.Parameter(torch.zeros(1, 17, 64))
+
+
+@pytest.mark.parametrize(("draws", "found"), [(2, "custom"), (3, "pretrained")])
+def test_a_truncated_normal_in_five_writes_is_no_training(draws, found):
+    model = Tokens()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            for _ in range(draws):  # as PyTorch up to 2.11 does it
+                parameter.uniform_(-0.95, 0.95).erfinv_().mul_(0.02).add_(0.0).clamp_(-2, 2)
+    assert set(provenance(model).values()) == {found}
+
+
 def test_frozen_tensors_are_not_stepped_on():
     model = nn.Linear(64, 64)
     for _ in range(6):

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 import lightning_init
 from lightning_init.cli.list import catalogue, markdown
 from lightning_init.cli.main import COMMANDS, main
-from lightning_init.health import findings as detectors
+from lightning_init.health import registry as detectors
 from lightning_init.strategies import registry
 from lightning_init.strategies.needs import NEEDS
 

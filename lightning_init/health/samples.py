@@ -1,0 +1,82 @@
+"""The rule on samples that the model no longer tells apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated
+
+from lightning_init.architecture.arguments import Range
+from lightning_init.architecture.readings import LayerReading, Readings, StepReading
+from lightning_init.health.drawn import falls
+from lightning_init.health.evidence import ranked
+from lightning_init.health.findings import Cause, Finding, Severity, found
+from lightning_init.health.registry import Share, detector
+
+_LOSS = ("loss_blow_up", "loss_oscillates", "loss_flat", "loss_crash", "worse_than_shallow")
+
+
+@detector(order=38, explains=("zero_gradients", "uneven_gradients", *_LOSS))
+def collapsed_samples(
+    readings: Readings,
+    *,
+    limit: Share = 0.999,
+    note: Share = 0.99,
+    late: Annotated[int, Range(1, 1_000_000)] = 20,
+) -> Iterator[Finding]:
+    """Different samples that give the same output at the end of the model: cosine near 1.
+
+    It is an error if it is so at two steps that were read, the last of them late, and the loss does
+    not fall.
+
+    Args:
+        readings: What was measured.
+        limit: Mean cosine between samples above which it counts.
+        note: Cosine above which it is an info.
+        late: Step from which on it may be an error.
+    """
+    hits: list[tuple[StepReading, LayerReading]] = []
+    noted: tuple[StepReading, LayerReading] | None = None
+    for reading in readings.steps:
+        last = _last(reading)
+        if last is None:
+            continue
+        if last.sample_cosine > limit:
+            hits.append((reading, last))
+        elif last.sample_cosine > note and noted is None:
+            noted = reading, last
+    twice = len(hits) > 1 and hits[-1][0].step >= late
+    place = hits[0] if hits else noted
+    if place is None:
+        return
+    severity: Severity = "info"
+    if hits:
+        severity = "error" if twice and falls(readings) is False else "warning"
+    reading, last = place
+    bound = limit if hits else note
+    yield found(
+        "collapsed_samples", severity, last.name, hits[-1][0].step if twice else reading.step,
+        last.sample_cosine, bound,
+        f"the outputs of {last.name} are the same for all samples: mean cosine "
+        f"{last.sample_cosine:.5g} (limit {bound:g})",
+        ranked(
+            readings,
+            Cause(
+                "depth",
+                "each layer brings samples closer to each other, or a bias outweighs the input",
+                'InitCallback("orthogonal") or "lsuv", biases at 0, residual connections',
+            ),
+            Cause(
+                "data",
+                "the samples of the batch are the same, or next to it",
+                "look at the batch: x.std(0)",
+            ),
+        ),
+        "Dong et al. (2021), https://arxiv.org/abs/2103.03404",
+    )  # fmt: skip
+
+
+def _last(reading: StepReading) -> LayerReading | None:
+    """The last weight layer that ran, or the last whose samples were compared."""
+    compared = [one for one in reading.layers if math.isfinite(one.sample_cosine)]
+    return next((one for one in compared if one.is_output), compared[-1] if compared else None)
