@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,39 +15,43 @@ from lightning_init.architecture.signals import Ledger, leading, rms
 _ROUNDING = 1e-6  # a feature whose std is less of its magnitude does not vary
 _SAMPLES = 64  # of a monitored step; an audit reads up to 4096
 _ALL = 4096
+T = TypeVar("T")
+
+
+class Numbers(NamedTuple, Generic[T]):
+    """Of an input: the places in a ledger, then the numbers."""
+
+    mean: T
+    std: T
+    rms: T
+    low: T
+    high: T
+    widest: T
+    narrowest: T
 
 
 class Seen(NamedTuple):
-    """Places of what was read of one input."""
+    """What was read of one input."""
 
-    mean: int
-    std: int
-    rms: int
-    low: int
-    high: int
-    widest: int
-    narrowest: int
+    places: Numbers[int]
     normalized: bool
 
     def of(self, name: str, numbers: Sequence[float], normalized: bool) -> InputReading:
         """The reading; `normalized` says that a norm takes the layer's result."""
-        widest, narrowest = numbers[self.widest], numbers[self.narrowest]
-        low, high = numbers[self.low], numbers[self.high]
+        found = Numbers(*(numbers[place] for place in self.places))
         return InputReading(
             name,
-            mean=numbers[self.mean],
-            std=numbers[self.std],
-            rms=numbers[self.rms],
-            absmax=max(abs(low), abs(high)),
-            spread=widest / narrowest if 0 < narrowest < math.inf else 1.0,
+            mean=found.mean,
+            std=found.std,
+            rms=found.rms,
+            absmax=max(abs(found.low), abs(found.high)),
+            spread=found.widest / found.narrowest if 0 < found.narrowest < math.inf else 1.0,
             normalized=self.normalized or normalized,
-            finite=math.isfinite(low) and math.isfinite(high),
+            finite=math.isfinite(found.low) and math.isfinite(found.high),
         )
 
 
-def read_input(
-    ledger: Ledger, value: Tensor, channels: bool, normalized: bool, full: bool
-) -> Seen:
+def read_input(ledger: Ledger, value: Tensor, channels: bool, normalized: bool, full: bool) -> Seen:
     """Read an input: its extremes over all rows, the rest over the rows that are read.
 
     Args:
@@ -64,8 +68,8 @@ def read_input(
     # The data may lie far from zero: their spread is taken about the mean.
     std = rms(rows - mean)
     widest, narrowest = _features(value[: _ALL if full else _SAMPLES].to(wide), channels)
-    places = (mean, std, rms(rows), low, high, widest, narrowest)
-    return Seen(*map(ledger.note, places), normalized=normalized)
+    values = (mean, std, rms(rows), low, high, widest, narrowest)
+    return Seen(Numbers(*map(ledger.note, values)), normalized)
 
 
 def _features(rows: Tensor, channels: bool) -> tuple[Tensor, Tensor]:

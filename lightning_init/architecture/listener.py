@@ -126,7 +126,7 @@ class Listener(TorchFunctionMode):
             self._handles.append(module.register_forward_hook(self._normalized(name)))
         for buffer in self.stage.constants:
             self._trails[buffer] = CONSTANT
-        self.__enter__()
+        _push(self)
 
     def rest(self) -> Step:
         """Take everything away; what was heard."""
@@ -143,15 +143,15 @@ class Listener(TorchFunctionMode):
     def _exit(self) -> None:
         """Leave the mode, whatever has been entered since and not left."""
         above = []
-        stack = torch.overrides._get_current_function_mode_stack()
+        stack = _modes()
         while self in stack:
-            top = torch.overrides._pop_mode()
+            top = _pop()
             stack.pop()
             if top is self:
                 break
             above.append(top)
         for mode in reversed(above):
-            torch.overrides._push_mode(mode)
+            _push(mode)
 
     def _deaf(self) -> bool:
         """Whether this is not to be read: inside a backward pass it is a recomputation."""
@@ -329,7 +329,7 @@ class Listener(TorchFunctionMode):
             trail = merged(trails)
             return trail._replace(straight=False, scores=len(flowing) > 1)
         self._made += 1
-        owner = owners[-1] if name in PRODUCTS and not name == "linear" else (owners or [None])[0]
+        owner = owners[0] if owners else None
         place = self.stage.raw.get(owner) if owner is not None else None
         if place is not None and ordinary(out):
             taken = next(
@@ -355,6 +355,9 @@ class Listener(TorchFunctionMode):
         heard.after = activation(ledger, name, args, kwargs, out, channels, self.full)
 
 
+_push: Any = torch.overrides._push_mode
+_pop: Any = torch.overrides._pop_mode
+_modes: Any = torch.overrides._get_current_function_mode_stack
 _KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 for _key in ("AutocastCUDA", "AutocastXPU", "AutocastMPS", "AutocastPrivateUse1"):
     _KEYS = _KEYS | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _key))

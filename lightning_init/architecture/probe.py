@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +91,8 @@ class Probe:
         self.stop()
         self._forget()
         self._full = full
+        if follow:
+            _ = self.scale  # before the model runs: a batch that is counted looks like training
         if full or not is_compiled(self.model):
             self._listener = Listener(self.stage, full=full, sample=sample, follow=follow)
             self._heard = self._listener.step
@@ -192,7 +195,8 @@ class Probe:
             name: each.expected_std if math.isfinite(each.expected_std) else each.rms
             for each in weights
             for name in each.names
-            if not each.expected_mean or math.isnan(each.expected_mean)  # of a mean, no law is known
+            if not each.expected_mean
+            or math.isnan(each.expected_mean)  # of a mean, no law is known
         }
         reading = StepReading(
             step,
@@ -222,6 +226,7 @@ class Probe:
         self, heard: Heard, numbers: list[float], loss_scale: float, stds: Mapping[str, float]
     ) -> LayerReading:
         place = heard.place
+        moments: dict[str, Any] = heard.moments.of(numbers)
         norm = numbers[heard.grad] / loss_scale if heard.grad >= 0 else math.nan
         took = numbers[heard.took] if heard.took >= 0 else math.nan
         weight = self._weight_of(heard)
@@ -232,7 +237,7 @@ class Probe:
             name=place.name,
             kind=place.kind,
             group=place.group,
-            **heard.moments.of(numbers),
+            **moments,
             grad_norm=norm,
             grad_rms=norm / math.sqrt(heard.size),
             rescaled=self.stage.rescaled,

@@ -110,7 +110,8 @@ def moments(ledger: Ledger, value: Tensor) -> Moments:
 
 def rms(value: Tensor) -> Tensor:
     """Root mean square, summed in float32 or better."""
-    return torch.linalg.vector_norm(value, dtype=_wide(value)) / math.sqrt(value.numel())
+    size: Tensor = torch.linalg.vector_norm(value, dtype=_wide(value))
+    return size / math.sqrt(value.numel())
 
 
 def euclidean(value: Tensor) -> Tensor:
@@ -145,12 +146,12 @@ def norms(values: Sequence[Tensor]) -> list[Tensor]:
 class Cosine(NamedTuple):
     """Places of what a mean cosine between vectors follows from: their number and unit sum."""
 
-    count: int
+    vectors: int
     square: int
 
     def of(self, numbers: Sequence[float]) -> float:
         """Mean cosine over all pairs of two different vectors, zero vectors aside."""
-        count, square = numbers[self.count], numbers[self.square]
+        count, square = numbers[self.vectors], numbers[self.square]
         if not count > 1 or not math.isfinite(square):
             return math.nan
         return (square - count) / (count * (count - 1))

@@ -182,13 +182,14 @@ class Scale:
 
     def twins(self, ledger: Ledger, grads: Mapping[int, Tensor]) -> dict[int, int]:
         """Places of the fraction of units that are like another one, by `id(parameter)`."""
-        found = {}
+        found: dict[int, int] = {}
         for tensor in self.tensors:
             key = id(tensor.parameter)
             if tensor.info.role in _UNITS and key in grads and tensor.parameter.ndim > 1:
                 units = 1 if tensor.info.layer == "Conv1D" else tensor.info.axis
                 place = twins(ledger, tensor.parameter.detach(), grads[key].detach(), units)
-                found |= {} if place is None else {key: place}
+                if place is not None:
+                    found[key] = place
         return found
 
 
