@@ -140,7 +140,8 @@ def _architecture(readings: Readings) -> Iterator[Suspicion]:
             return
         factor = growth([rms for _, rms in chain])
         span = factor ** (len(chain) - 1)
-        if span > 10:
+        # With large weights the branches themselves are too large, not their number.
+        if span > 10 and not any(relative_size(one) > _LARGE for one in matrices(reading)):
             text = (
                 f"{len(chain)} blocks add up without residual scaling or norm layers: the output "
                 f"grows x{factor:.3g} per block"
