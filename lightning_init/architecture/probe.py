@@ -93,7 +93,7 @@ class Probe:
         self._full = full
         if follow:
             _ = self.scale  # before the model runs: a batch that is counted looks like training
-        if full or not is_compiled(self.model):
+        if not is_compiled(self.model):
             self._listener = Listener(self.stage, full=full, sample=sample, follow=follow)
             self._heard = self._listener.step
             self.samples = self._heard.samples
@@ -280,13 +280,16 @@ class Probe:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether a part of a model runs compiled, where hooks and modes are not at home.
+    """Whether a part of a model runs compiled now, where hooks and modes are not at home.
 
     Example:
         >>> is_compiled(nn.Linear(1, 1))
         False
     """
     if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
+        return False
+    stance = getattr(sys.modules.get("torch._dynamo.eval_frame"), "_stance", None)
+    if getattr(stance, "stance", "default") == "force_eager":
         return False
     return bool(getattr(model, "_compiler_ctx", None)) or any(
         hasattr(child, "_orig_mod") or getattr(child, "_compiled_call_impl", None) is not None
