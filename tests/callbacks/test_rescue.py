@@ -228,7 +228,9 @@ def test_an_average_of_the_weights_begins_with_the_new_ones() -> None:
         class Looks(pl.Callback):
             def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
                 inner = average._average_model.module  # noqa: B023
-                seen.append(nets.same(nets.weights(inner), nets.weights(pl_module)))
+                seen.append(  # noqa: B023
+                    nets.same(nets.weights(inner), nets.weights(pl_module))
+                )
 
         nets.fit(Digits(sick(12)), *both, Looks(), max_steps=1)
         assert seen == [True]
