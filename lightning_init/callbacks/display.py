@@ -10,7 +10,8 @@ from rich.table import Table
 
 from lightning_init.architecture.params import Role
 from lightning_init.architecture.readings import LayerReading
-from lightning_init.health.report import Report, shorten, textbook
+from lightning_init.health.layers import shared_prefix, shorten, textbook
+from lightning_init.health.report import Report
 from lightning_init.strategies.distributions import Calibrated
 from lightning_init.strategies.plan import Plan, PlanEntry
 
@@ -31,7 +32,7 @@ def table(plan: Plan, report: Report | None) -> Table:
     Returns:
         A table that fits a terminal of 80 columns.
     """
-    prefix = common_prefix([entry.info.name for entry in plan])
+    prefix = shared_prefix([entry.info.name for entry in plan])
     grid = Table(box=None, padding=(0, 1), header_style="bold", pad_edge=False)
     grid.add_column("tensors", no_wrap=True)
     grid.add_column("drawn from (why)", min_width=20)
@@ -49,29 +50,13 @@ def table(plan: Plan, report: Report | None) -> Table:
     return grid
 
 
-def common_prefix(names: list[str]) -> str:
-    """The dotted path that all names share, with its last dot.
-
-    Example:
-        >>> common_prefix(["net.h.0.weight", "net.h.0.bias", "net.head.weight"])
-        'net.'
-    """
-    paths = [name.split(".")[:-1] for name in names]
-    shared = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return "".join(f"{part}." for part in shared)
-
-
 def render(plan: Plan, report: Report | None, header: str, width: int | None = None) -> str:
     """The header, the plan's first line and the table as text."""
     console = Console(width=width or min(Console().width, 110), highlight=False, color_system=None)
     with console.capture() as captured:
         console.print(header)
         console.print(plan.summary())
-        if prefix := common_prefix([entry.info.name for entry in plan]):
+        if prefix := shared_prefix([entry.info.name for entry in plan]):
             console.print(f"names below {prefix}")
         console.print(table(plan, report))
         for line in (*map(str, plan.calibrations), *(f"note: {note}" for note in plan.notes)):

@@ -5,49 +5,82 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_init.callbacks.display import render
 from lightning_init.cli.options import configured_spec, job_for, one_batch, spec_from
+from lightning_init.health.compare import Comparison
+from lightning_init.health.report import Report
+from lightning_init.search.job import ConfigError, Job
 from lightning_init.strategies.spec import InitSpec
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print layers and verdict for one or more strategies.
+    """Print layers, findings and verdict of a strategy, or of several side by side.
 
     Args:
         arguments: LightningCLI's, and the options below.
 
     Returns:
-        1 if there is a finding of severity error, else 0.
+        1 if there is a finding of severity error in any of them, else 0.
     """
     job = job_for("audit", arguments, _options)
-    names: list[str] = job.config.get("strategy") or []
-    specs = [spec_from(name) for name in names] or [configured_spec(job) or InitSpec("keep")]
-    found: dict[str, Any] = {}
-    broken = False
-    for name, spec in zip(names or [specs[0].strategy], specs, strict=True):
-        seen = one_batch(job, spec, monitor_steps=1, loss_steps=1)
-        if seen.report is None or seen.plan is None:
-            raise ValueError(f"{name}: the batch could not be audited")
-        broken |= bool(seen.report.errors)
-        found[name] = seen.report.to_dict()
-        if not job.config.get("json"):
-            print(render(seen.plan, seen.report, f"lightning_init audit: {name}"))
-            print("\n".join([*seen.report.blind, seen.report.verdict()]))
-    text = json.dumps(found, indent=1)
+    specs = _specs(job)
+    out = _out(job)
+    reports = {name: _audited(job, name, spec) for name, spec in specs.items()}
+    found = Comparison(reports)
     if job.config.get("json"):
-        print(text)
-    if out := job.config.get("out"):
-        Path(out).write_text(text, encoding="utf-8")
-    return int(broken)
+        print(json.dumps(found.to_dict(), indent=1))
+    elif len(reports) == 1:
+        (name,) = reports
+        print(f"lightning_init audit: {name}\n{reports[name]}")
+    else:
+        print(f"lightning_init audit: {', '.join(reports)}\n{found}")
+    for path in out:
+        found.save(path)
+    return int(any(report.errors for report in reports.values()))
+
+
+def _specs(job: Job) -> dict[str, InitSpec]:
+    names = list(dict.fromkeys(job.config.get("strategy") or []))
+    if names:
+        return {name: spec_from(name) for name in names}
+    spec = configured_spec(job) or InitSpec("keep")
+    return {spec.strategy: spec}
+
+
+def _out(job: Job) -> list[Path]:
+    """The files to write; that they can be is known before anything runs."""
+    text = job.config.get("out")
+    if not text:
+        return []
+    path = Path(text)
+    if path.suffix.lower() in (".json", ".html", ".htm"):
+        if not path.parent.is_dir():
+            raise ConfigError(f"--out: there is no folder {path.parent}")
+        return [path]
+    if path.suffix or path.is_file():
+        raise ConfigError(f"--out must end in .json or .html, or name a folder, but got {text!r}")
+    path.mkdir(parents=True, exist_ok=True)
+    return [path / "audit.json", path / "audit.html"]
+
+
+def _audited(job: Job, name: str, spec: InitSpec) -> Report:
+    seen = one_batch(job, spec, monitor_steps=1, loss_steps=1)
+    if seen.report is None:
+        raise ValueError(f"{name}: the batch could not be audited")
+    return seen.report
 
 
 def _options(parser: LightningArgumentParser) -> None:
-    parser.add_argument(
-        "--strategy", action="append", type=str, help="name or file; repeatable; default keep"
+    add = parser.add_argument
+    add(
+        "--strategy",
+        action="append",
+        type=str,
+        help="name or file; repeatable, then side by side; default keep",
     )
-    parser.add_argument("--out", type=str | None, help="a JSON file for the reports")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add(
+        "--out", type=str | None, help="FILE.json, FILE.html (with the plots), or a folder for both"
+    )
+    add("--json", action="store_true", help="print JSON")

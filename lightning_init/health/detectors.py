@@ -11,6 +11,8 @@ from lightning_init.health import (
     gradients,
     growth,
     inputs,
+    mismatch,
+    norms,
     numbers,
     peers,
     planned,
@@ -18,9 +20,11 @@ from lightning_init.health import (
     start,
     textbook,
     units,
+    updates,
 )
 
 BUILT_IN = (
     *(numbers, planned, growth, start, course),
     *(inputs, peers, units, attention, samples, gradients, textbook),
+    *(mismatch, norms, updates),
 )

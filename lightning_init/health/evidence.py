@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from lightning_init.architecture.readings import Readings
-from lightning_init.health import drawn
+from lightning_init.health import drawn, learning
 from lightning_init.health.drawn import Suspicion
 from lightning_init.health.findings import Cause
 
@@ -44,4 +44,7 @@ def suspicions(readings: Readings) -> Iterator[Suspicion]:
         yield from look(readings)
 
 
-_LOOKS: tuple[Callable[[Readings], Iterator[Suspicion]], ...] = (*drawn.LOOKS,)
+_LOOKS: tuple[Callable[[Readings], Iterator[Suspicion]], ...] = (
+    *drawn.LOOKS,
+    *learning.LOOKS,
+)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import textwrap
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_init.architecture.readings import LayerReading, Readings, StepReading
 from lightning_init.health.findings import Finding
+from lightning_init.health.layers import shorten as shorten, table, textbook as textbook
+from lightning_init.health.marks import marks
+from lightning_init.health.page import page
+from lightning_init.health.words import finding as words, notes, wrapped
 
 
 @dataclass(frozen=True)
@@ -74,81 +79,79 @@ class Report:
             "verdict": self.verdict(),
             "findings": [finding.to_dict() for finding in self.findings],
             "blind": list(self.blind),
-            "loss": {str(step): _plain(loss) for step, loss in self.readings.loss.items()},
+            "loss": _plain(self.readings.loss),
+            "baseline": _plain(self.readings.baseline),
             "steps": [_step(reading) for reading in self.readings.steps],
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the report as JSON.
+        """Write the report: as a page with the plots if the name ends in `.html`, else as JSON.
 
         Args:
             path: The file; its folder must exist.
+
+        Raises:
+            FileNotFoundError: If the folder does not exist.
+            ImportError: If a page is asked for and plotly is not installed.
         """
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+        write(path, {"": self}, self.to_dict())
+
+    def summary(self) -> str:
+        """How many findings of which severity, in one line.
+
+        Example:
+            >>> Report((), Readings(), ("loss: none",)).summary()
+            'healthy: nothing was measured'
+        """
+        counts = Counter(finding.severity for finding in self.findings)
+        said = [
+            f"{counts[kind]} {kind}{'s' * (counts[kind] > 1)}"
+            for kind in ("error", "warning")
+            if counts[kind]
+        ]
+        return f"unhealthy: {', '.join(said)}; {self._seen()}" if said else self.verdict()
 
     def __str__(self) -> str:
-        lines = [f"{'layer':<26} {'std':>8} {'|max|':>8} {'grad':>7}  textbook"]
-        lines += [
-            f"{shorten(layer.name, 26):<26} {layer.std:>8.3g} {layer.absmax:>8.3g} "
-            f"{layer.grad_rms:>7.2g}  {textbook(layer)}"
-            for layer in self.layers
-        ]
-        text = [line for part in (*self.blind, self.verdict()) for line in part.splitlines()]
-        lines += [
-            textwrap.fill(line, 80, subsequent_indent="    ", break_long_words=False)
-            for line in text
-        ]
-        return "\n".join(lines)
+        first = self.readings.steps[0] if self.readings.steps else StepReading(0)
+        found = table(first.layers, marks(self.findings, first.layers)) if first.layers else []
+        found += notes(first)
+        for index, finding in enumerate(self.findings, start=1):
+            found += ["", *words(finding, index)]
+        found += [""] if found else []
+        for line in (*self.blind, self.summary()):
+            found += wrapped(line)
+        return "\n".join(found)
 
 
-def textbook(layer: LayerReading) -> str:
-    """Which of the textbook's absolute limits a layer breaks; a note, not a verdict.
+def write(path: str | Path, reports: Mapping[str, Report], data: Mapping[str, Any]) -> None:
+    """Write reports by name as a page if the file's name ends in `.html`, else their data as JSON.
 
-    Example:
-        >>> reading = LayerReading("fc", "Linear", "", 0.0, 0.05, 0.05, 0.2, 0.0, grad_rms=1e-3)
-        >>> textbook(reading)
-        'std<0.1'
+    Args:
+        path: The file; its folder must exist.
+        reports: What the page shows.
+        data: What the JSON holds.
     """
-    notes = {
-        "std>5": layer.std > 5,
-        "std<0.1": layer.std < 0.1,
-        "|max|>1000": layer.absmax > 1000,
-        "grad<1e-5": layer.grad_rms < 1e-5,
-    }
-    return " ".join(note for note, broken in notes.items() if broken)
-
-
-def shorten(name: str, width: int) -> str:
-    """A name in at most `width` characters, its middle cut.
-
-    Example:
-        >>> shorten("encoder.layers.11.attention.output", 20)
-        'encoder.l…ion.output'
-    """
-    if len(name) <= width:
-        return name
-    head = (width - 1) // 2
-    return f"{name[:head]}…{name[-(width - 1 - head) :]}"
+    is_page = Path(path).suffix.lower() in (".html", ".htm")
+    text = page(reports) if is_page else json.dumps(data, indent=1)
+    Path(path).write_text(text, encoding="utf-8")
 
 
 def _step(reading: StepReading) -> dict[str, Any]:
     return {
         "step": reading.step,
-        "layers": [_row(layer) for layer in reading.layers],
-        "weights": [_row(weight) for weight in reading.weights],
-        "losses": [_row(loss) for loss in reading.losses],
+        "layers": [_plain(layer) | {"textbook": textbook(layer)} for layer in reading.layers],
+        **{
+            name: [_plain(one) for one in getattr(reading, name)]
+            for name in ("weights", "losses", "inputs", "attentions")
+        },
     }
 
 
-def _row(value: Any) -> dict[str, Any]:
-    found: dict[str, Any] = _plain(dataclasses.asdict(value))
-    return found
-
-
 def _plain(value: Any) -> Any:
-    """What JSON can hold: lists, and None for what is not a number."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,12 +7,50 @@ from collections.abc import Iterator
 from typing import Annotated
 
 from lightning_init.architecture.arguments import Range
-from lightning_init.architecture.readings import Readings
-from lightning_init.health.findings import Finding
+from lightning_init.architecture.readings import LossReading, Readings
+from lightning_init.health.evidence import ranked
+from lightning_init.health.findings import Cause, Finding, Severity, found
 from lightning_init.health.registry import Factor, Share, detector
 
+_REFERENCE = "Karpathy (2019), A Recipe for Training Neural Networks: verify loss @ init"
+_HIGH = (
+    Cause(
+        "output layer",
+        "an output layer with too large weights: it is sure of answers that it cannot know",
+        'draw it small: overrides={"<head>.weight": {"strategy": "normal", "params": '
+        '{"std": 0.01}}}, or InitCallback("auto")',
+    ),
+    Cause(
+        "init scale",
+        "outputs that explode before the last layer",
+        'InitCallback("auto")',
+    ),
+    Cause(
+        "data scale",
+        "inputs that are not normalized",
+        "scale inputs to mean 0 and std 1",
+    ),
+)
+_LOW = (
+    Cause(
+        "data",
+        "the target is among the inputs, or shifted by one the wrong way",
+        "check what the batch holds",
+    ),
+    Cause(
+        "frozen weights",
+        "trained weights that were loaded",
+        "for a loaded model this is as it should be",
+    ),
+    Cause(
+        "loss function",
+        "a loss that is averaged over more elements than there are answers",
+        "count only the answers: ignore_index, or a mask",
+    ),
+)
 
-@detector(order=40)
+
+@detector(order=40, explains=("loss_flat", "loss_oscillates"))
 def initial_loss(
     readings: Readings,
     *,
@@ -51,27 +89,31 @@ def initial_loss(
                 upper = (order_of_magnitude**3, order_of_magnitude)
             if above > upper[1] and over > excess / 2:
                 error = above > upper[0] and over > excess
-                yield Finding(
-                    "initial_loss", "error" if error else "warning", "loss", 0, above,
-                    upper[0] if error else upper[1],
-                    f"{loss.kind} starts at {loss.value:.4g}, {above:.2f} times the "
-                    f"{loss.chance:.4g} of a model that knows nothing",
-                    "an output layer with too large weights, inputs that are not normalized, or "
-                    "exploding outputs before it",
-                    'draw the output layer small: overrides={"<head>.weight": {"strategy": '
-                    '"normal", "params": {"std": 0.01}}}, or InitCallback("auto"); scale inputs '
-                    "to mean 0 and std 1",
-                    "Karpathy (2019), A Recipe for Training Neural Networks: verify loss @ init",
-                )  # fmt: skip
-            elif loss.exact and below < note_low and not readings.trained:
-                error = below < low
-                yield Finding(
-                    "initial_loss", "error" if error else "warning", "loss", 0, below,
-                    low if error else note_low,
-                    f"{loss.kind} starts at {loss.value:.4g}, below the {floor:.4g} that the best "
-                    "constant answer reaches: the model knows before it has learned",
-                    "trained weights that were loaded, the target among the inputs, or a target "
-                    "shifted by one the wrong way",
-                    "check what the batch holds; for a loaded model this is as it should be",
-                    "Karpathy (2019), A Recipe for Training Neural Networks: verify loss @ init",
-                )  # fmt: skip
+                limit = upper[0] if error else upper[1]
+                yield _start(readings, "error" if error else "warning", loss, above, limit)
+                return
+            if loss.exact and below < note_low and not readings.trained:
+                limit = low if below < low else note_low
+                yield _start(readings, "error" if below < low else "warning", loss, below, limit)
+                return
+
+
+def _start(
+    readings: Readings, severity: Severity, loss: LossReading, value: float, limit: float
+) -> Finding:
+    start = f"{loss.kind} starts at {loss.value:.4g}, "
+    if value > 1:
+        text = f"{start}{value:.2f} times the {loss.chance:.4g} of a model that knows nothing"
+        # Nothing has been updated yet.
+        causes = ranked(readings, *_HIGH, without=("learning rate",))
+    else:
+        floor = min(loss.chance, loss.prior)
+        text = (
+            f"{start}below the {floor:.4g} that the best constant answer reaches: the model knows "
+            "before it has learned"
+        )
+        causes = _LOW
+    return found(
+        "initial_loss", severity, "loss", 0, value, limit, f"{text} (limit {limit:g} times)",
+        causes, _REFERENCE,
+    )  # fmt: skip

@@ -119,7 +119,44 @@ def test_audit_of_several_fails_if_one_does(capsys, tmp_path):
     assert "error" not in severities["auto"]
     assert "error" in severities["keep"]
     text = said(capsys, *arguments, code=1)
-    assert text.index("audit: auto") < text.index("audit: keep")
+    assert text.startswith("lightning_init audit: auto, keep\n")
+    assert max(map(len, text.splitlines())) <= 80
+    head = text.splitlines()[2]
+    assert head.index(" auto ") < head.index(" keep ")
+    first = next(line for line in text.splitlines() if line.startswith("0 "))
+    assert first.split()[3] == "ok", "the first layer under auto"
+    assert first.endswith("error [1]"), "gradients vanish there under keep"
+    assert "\nkeep [1] ERROR" in text
+    assert "\nauto: healthy: " in text
+    assert "\nkeep: unhealthy: " in text
+
+
+@pytest.mark.parametrize("name", ["audit.json", "audit.html", "folder"])
+def test_audit_writes_where_it_is_told(capsys, tmp_path, name):
+    said(capsys, "audit", "--config", CONFIG, DEPTH, "--strategy=auto", f"--out={tmp_path / name}")
+    folder = tmp_path / "folder"
+    written = (
+        [folder / "audit.json", folder / "audit.html"] if name == "folder" else [tmp_path / name]
+    )
+    for path in written:
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith("<!doctype html>") == (path.suffix == ".html")
+        if path.suffix == ".json":
+            assert list(json.loads(text)) == ["auto"]
+
+
+@pytest.mark.parametrize(
+    ("out", "why"),
+    [("nowhere/audit.json", "no folder nowhere"), ("audit.txt", "must end in .json or .html")],
+)
+def test_audit_says_at_once_that_it_cannot_write(capsys, out, why):
+    assert main(["audit", "--config", CONFIG, DEPTH, "--out", out]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_audit_names_the_closest_strategy(capsys):
+    assert main(["audit", "--config", CONFIG, "--strategy=keep", "--strategy=ortogonal"]) == 2
+    assert "orthogonal" in capsys.readouterr().err
 
 
 def test_audit_of_a_file(capsys, tmp_path):

@@ -268,7 +268,7 @@ def test_first_loss_against_chance(value: float, expected: str | None) -> None:
         assert f"k starts at {value:.4g}" in found.message
         high = value > 2
         assert (f"{value / 2:.2f} times the 2 of" if high else "below the 1.9") in found.message
-        assert ("output layer" if high else "target among the inputs") in found.likely_cause
+        assert ("output layer" if high else "target is among the inputs") in found.likely_cause
         assert found.value == pytest.approx(value / (2 if high else 1.9))
 
 
@@ -405,7 +405,7 @@ def test_limits_are_arguments() -> None:
     readings = of(layers=layers(powers(2.0, 9)))
     assert list(detect(readings)) == []
     assert len(list(detect(readings, grow=1.9))) == 1
-    assert set(get("loss_blow_up").parameters) == {"factor", "steps"}
+    assert set(get("loss_blow_up").parameters) == {"factor", "above", "steps"}
 
 
 def test_registry() -> None:

@@ -1,0 +1,249 @@
+"""Rules on updates: how far they move the weights, and which weights they do not move."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from statistics import median
+from typing import Annotated
+
+from lightning_init.architecture.arguments import Range
+from lightning_init.architecture.readings import Readings, WeightReading
+from lightning_init.health.evidence import ranked
+from lightning_init.health.findings import Cause, Finding, Severity, found
+from lightning_init.health.motion import ceiling, moving, settled, typical_ratios
+from lightning_init.health.registry import Factor, Share, detector
+
+_REFERENCE = (
+    "https://cs231n.github.io/neural-networks-3/#ratio: about 1e-3; Adam's first steps, which have "
+    "one length for all entries, are 10 to 50 times longer"
+)
+_INIT_SCALE = Cause(
+    "init scale",
+    "weights that are too small are moved far by an ordinary step, and too large ones have too "
+    "large gradients",
+    'InitCallback("auto")',
+)
+_NO_CLIPPING = Cause(
+    "data scale",
+    "inputs or targets far from std 1 make large gradients",
+    "scale data to mean 0 and std 1; Trainer(gradient_clip_val=1.0)",
+)
+
+
+@detector(order=50, explains=("*",))
+def update_ratio(
+    readings: Readings,
+    *,
+    high: Annotated[float, Range(1e-3, 10.0, log=True)] = 0.7,
+    note: Annotated[float, Range(1e-4, 10.0, log=True)] = 0.2,
+    repeated: Annotated[float, Range(1e-3, 10.0, log=True)] = 0.3,
+    jump: Factor = 1.2,
+    low: Annotated[float, Range(0.0, 1e-2)] = 1e-6,
+) -> Iterator[Finding]:
+    """Updates too large or too small for the weights: median of norm(update) / norm(weight).
+
+    Args:
+        readings: What was measured.
+        high: Ratio from which one step is an error: it replaces what the weights were.
+        note: Ratio from which it is a warning; an error if the loss jumps, or is not lower 15
+            steps later.
+        repeated: Ratio from which three sampled steps are an error.
+        jump: Factor above the first loss and chance that counts as a jump.
+        low: Ratio below which it is a warning, at two sampled steps from step 10 on.
+    """
+    ratios = typical_ratios(readings)
+    large = [step for step, ratio in ratios.items() if ratio >= note]
+    if large:
+        top = max(large, key=lambda step: ratios[step])
+        often = [step for step in large if ratios[step] >= repeated]
+        harm = _harm(readings, large[0], jump)
+        error = ratios[top] >= high or len(often) >= 3 or bool(harm)
+        limit = high if ratios[top] >= high else repeated if len(often) >= 3 else note
+        more = f" (and at {len(large) - 1} more sampled steps)" if len(large) > 1 else ""
+        yield found(
+            "update_ratio", "error" if error else "warning", _farthest(readings, top), large[0],
+            ratios[top], limit,
+            f"step {top} moves the weights by {ratios[top]:.2g} of their own size, median over the "
+            f"matrices{more} (limit {limit:g}){harm}",
+            ranked(readings, _too_high(readings, top, ratios[top]), _INIT_SCALE, _NO_CLIPPING),
+            _REFERENCE,
+        )  # fmt: skip
+        return
+    after = max(10, settled(readings))
+    small = [step for step, ratio in ratios.items() if step >= after and ratio < low]
+    if len(small) >= 2 and not readings.skips_allowed:
+        step = small[0]
+        yield found(
+            "update_ratio", "warning", _farthest(readings, step), step, ratios[step], low,
+            f"step {step} moves the weights by {ratios[step]:.2g} of their own size, median over "
+            f"the matrices (limit {low:g}): nothing will change",
+            ranked(readings, *_too_small(readings, step), without=("data scale",)), _REFERENCE,
+        )  # fmt: skip
+
+
+def _too_high(readings: Readings, step: int, ratio: float) -> Cause:
+    lr = _rate(readings, step)
+    return Cause(
+        "learning rate",
+        f"{f'lr {lr:.3g}' if lr > 0 else 'it'} is too high for weights of this size",
+        f"lr={lr * 0.01 / ratio:.1g}" if lr > 0 else "a 10 to 100 times smaller learning rate",
+    )
+
+
+def _too_small(readings: Readings, step: int) -> tuple[Cause, ...]:
+    lr = _rate(readings, step)
+    return (
+        Cause(
+            "learning rate",
+            f"{f'lr {lr:.3g}' if lr >= 0 else 'it'} is too low",
+            "a 10 to 1000 times larger learning rate",
+        ),
+        Cause("depth", "the gradients vanish on their way", 'InitCallback("auto"), norm layers'),
+        Cause(
+            "architecture",
+            "weights in bfloat16 or float16 round small updates away",
+            'keep weights in float32: Trainer(precision="bf16-mixed"), not "bf16-true"',
+        ),
+    )
+
+
+def _rate(readings: Readings, step: int) -> float:
+    if step in readings.lr:
+        return readings.lr[step]
+    rates = [
+        weight.lr
+        for reading in readings.steps
+        if reading.step == step
+        for weight in reading.weights
+        if math.isfinite(weight.lr)
+    ]
+    return max(rates, default=math.nan)
+
+
+def _harm(readings: Readings, start: int, jump: float) -> str:
+    """What the loss did after too long steps, in words; empty if it went down all the same."""
+    top = ceiling(readings)
+    later = {step: loss for step, loss in readings.loss.items() if start < step <= start + 20}
+    if not later or not top > 0:
+        return ""
+    for step, loss in sorted(later.items()):
+        if not loss <= jump * top:
+            return f"; the loss jumps from {top:.4g} to {loss:.4g} at step {step}"
+    last = [loss for step, loss in sorted(later.items()) if step > start + 15]
+    if len(last) >= 3 and median(last) > 0.98 * readings.loss.get(start, top):
+        return f"; {len(later)} steps later the loss is {last[-1]:.4g}, no lower"
+    return ""
+
+
+def _farthest(readings: Readings, step: int) -> str:
+    weights: list[WeightReading] = []
+    for reading in readings.steps:
+        if reading.step == step:
+            weights = moving(readings, reading)
+    return max(weights, key=lambda weight: weight.update).name
+
+
+@detector(order=42, explains=("loss_flat",))
+def frozen_layers(
+    readings: Readings,
+    *,
+    ratio: Share = 1e-4,
+    share: Share = 0.01,
+) -> Iterator[Finding]:
+    """Freshly drawn weights that training does not move, or the first ones hardly at all.
+
+    Args:
+        readings: What was measured.
+        ratio: Update of a weight of the first layers over the median below which it is a warning.
+        share: Share of the fresh weights that must take no gradient for a warning; all of them
+            are an error.
+    """
+    yield from _not_trainable(readings, share) or _not_moved(readings, ratio)
+
+
+def _not_trainable(readings: Readings, limit: float) -> list[Finding]:
+    for reading in readings.steps[:1]:
+        if any(weight.role.startswith("lora") for weight in reading.weights):
+            return []  # adapters: the rest is frozen on purpose
+        fresh = [
+            weight
+            for weight in reading.weights
+            if weight.role in ("weight", "recurrent") and not weight.trained and weight.rms > 0
+        ]
+        frozen = [weight for weight in fresh if not weight.trainable]
+        if not frozen:
+            return []
+        share = sum(weight.numel for weight in frozen) / sum(weight.numel for weight in fresh)
+        cause = Cause(
+            "frozen weights",
+            "requires_grad=False on weights that were not loaded: they keep random values",
+            f"model.get_parameter({frozen[0].name!r}).requires_grad_(True), or load trained "
+            "weights before the fit",
+        )
+        everything = len(frozen) == len(fresh) and not readings.trained
+        severity: Severity = "error" if everything else "warning" if share > limit else "info"
+        return [
+            found(
+                "frozen_layers", severity, frozen[0].name, 0, share, limit,
+                f"{_more(frozen)} is freshly drawn and takes no gradient: {share:.0%} of the "
+                f"weights never train (limit {limit:.0%})",
+                [cause],
+            )
+        ]  # fmt: skip
+    return []
+
+
+def _not_moved(readings: Readings, ratio: float) -> list[Finding]:
+    seen: dict[str, list[int]] = {}
+    for reading in readings.steps:
+        if reading.step < 1:
+            continue
+        weights = [w for w in moving(readings, reading) if w.role != "embedding" and not w.trained]
+        usual = median([weight.update for weight in weights]) if weights else 0.0
+        early = weights[: max(1, len(weights) // 3)] if len(weights) >= 3 else []
+        for weight in early:
+            if usual > 0 and weight.update < ratio * usual:
+                seen.setdefault(weight.name, []).append(reading.step)
+    still = {name: steps for name, steps in seen.items() if len(steps) >= 2}
+    if not still:
+        return []
+    name, steps = next(iter(still.items()))
+    at = next(reading for reading in readings.steps if reading.step == steps[1])
+    (weight,) = (one for one in at.weights if one.name == name)
+    return [_unmoved(readings, weight, steps[1], len(still), ratio)]
+
+
+def _unmoved(
+    readings: Readings, weight: WeightReading, step: int, count: int, ratio: float
+) -> Finding:
+    forgotten = Cause(
+        "frozen weights",
+        "the optimizer does not hold it, or holds it with a learning rate of 0",
+        "give all parameters to the optimizer: torch.optim.AdamW(self.parameters(), ...)",
+    )
+    vanishing = Cause(
+        "depth",
+        "the gradient vanishes on its way to the first layers",
+        'InitCallback("auto"); norm layers or residual connections; another activation',
+    )
+    dead = Cause(
+        "activation",
+        "units after it that are zero or flat let no gradient through",
+        "smaller biases and weights, or leaky_relu or gelu in place of relu",
+    )
+    # A gradient and no update: it is not the signal that is missing.
+    takes = weight.grad_rms > 0 and weight.update == 0
+    causes = (forgotten, vanishing, dead) if takes else (vanishing, dead, forgotten)
+    more = f" (and {count - 1} more)" if count > 1 else ""
+    return found(
+        "frozen_layers", "warning", weight.name, step, weight.update, ratio,
+        f"{weight.name}{more} among the first layers does not move: its updates are "
+        f"{weight.update:.2g} of its size, less than {ratio:g} of the median over all matrices",
+        ranked(readings, *causes, without=("learning rate", "data scale", "target")),
+    )  # fmt: skip
+
+
+def _more(weights: list[WeightReading]) -> str:
+    rest = len(weights) - 1
+    return weights[0].name + (f" (and {rest} more)" if rest else "")
