@@ -1,9 +1,9 @@
 """How far the updates move the weights: ratios and lengths, of the tensors of which they tell.
 
 A ratio says little where a weight started at or near zero, as residual tails, position tables and
-small heads do on purpose: the rules take medians over the matrices, or lengths. The length of an
-update, its rms times sqrt(fan_in), is about what it adds to an output of unit input; it does not
-depend on how large the weight is.
+small heads do on purpose: rules take the median over the matrices, and count a small weight as if
+it were of usual size, 0.5 / sqrt(fan_in). The length of an update, its rms times sqrt(fan_in), is
+about what it adds to an output of unit input; it does not depend on how large the weight is.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from itertools import pairwise
 from statistics import median
 
 from lightning_init.architecture.readings import Readings, StepReading, WeightReading
+from lightning_init.health.places import MATRICES
 
-_MATRICES = ("weight", "recurrent", "embedding")
+_USUAL = 0.5  # rms(w) sqrt(fan_in); torch draws 0.58, kaiming 1.4
 
 
 def moving(readings: Readings, reading: StepReading) -> list[WeightReading]:
@@ -28,7 +29,7 @@ def moving(readings: Readings, reading: StepReading) -> list[WeightReading]:
     return [
         weight
         for weight in reading.weights
-        if weight.role in _MATRICES
+        if weight.role in MATRICES
         and weight.trainable
         and weight.numel >= 16
         and weight.name not in zeros
@@ -37,31 +38,51 @@ def moving(readings: Readings, reading: StepReading) -> list[WeightReading]:
 
 
 def typical_ratios(readings: Readings) -> dict[int, float]:
-    """Median over the matrices of update norm / weight norm, by step; NaN-free.
+    """Median over the matrices of norm(update) / norm(weight), by step.
+
+    The first update is rarely read, but the weights before and after it are.
 
     Example:
-        >>> fc = WeightReading("fc", 64, 0.0, 0.1, role="weight", update=0.01)
+        >>> fc = WeightReading("fc", 64, 0.0, 0.1, role="weight", fan_in=64.0, update=0.01)
         >>> typical_ratios(Readings((StepReading(1, weights=(fc,)),)))
         {1: 0.01}
     """
     found = {}
     for reading in readings.steps:
-        ratios = [weight.update for weight in moving(readings, reading)]
+        ratios = [weight.update * _size(weight) for weight in moving(readings, reading)]
         if ratios:
             found[reading.step] = median(ratios)
+    first = [reading for reading in readings.steps if reading.step in (0, 1)]
+    if len(first) == 2 and 0 not in found:
+        started = {weight.name: weight.rms for weight in first[0].weights}
+        ratios = [
+            math.sqrt(max((_before(weight) / started[weight.name]) ** 2 - 1, 0.0)) * _size(weight)
+            for weight in moving(readings, first[1])
+            if started.get(weight.name, 0.0) > 0 and math.isfinite(weight.rms)
+        ]
+        if ratios:
+            found = {0: median(ratios), **found}
     return found
 
 
-def longest(readings: Readings) -> tuple[float, int, str]:
-    """The longest update of a matrix in rms times sqrt(fan_in), its step and name; 0 if none.
+def _before(weight: WeightReading) -> float:
+    """Rms of a weight before the last update, which has no direction in common with it."""
+    return weight.rms / math.hypot(1.0, weight.update) if math.isfinite(weight.update) else math.nan
 
-    Tables have no fan-in: each row is looked up alone.
-    """
+
+def _size(weight: WeightReading) -> float:
+    """1, or the size of a small weight over a usual one's."""
+    size = _before(weight) * math.sqrt(weight.fan_in) / _USUAL
+    return min(1.0, size) if math.isfinite(size) else 1.0
+
+
+def longest(readings: Readings) -> tuple[float, int, str]:
+    """The longest update of a matrix in rms times sqrt(fan_in), its step and name; 0 if none."""
     best = (0.0, 0, "")
     for reading in readings.steps:
         for weight in moving(readings, reading):
-            if weight.role != "embedding" and weight.fan_in >= 1 and math.isfinite(weight.update):
-                length = weight.update * weight.rms * math.sqrt(weight.fan_in)
+            length = weight.update * _before(weight) * math.sqrt(weight.fan_in)
+            if math.isfinite(length):
                 best = max(best, (length, reading.step, weight.name))
     return best
 

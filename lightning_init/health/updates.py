@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import median
 from typing import Annotated
 
 from lightning_init.architecture.arguments import Range
-from lightning_init.architecture.readings import Readings, WeightReading
+from lightning_init.architecture.readings import Readings, StepReading, WeightReading
 from lightning_init.health.evidence import ranked
 from lightning_init.health.findings import Cause, Finding, Severity, found
 from lightning_init.health.motion import ceiling, moving, settled, typical_ratios
@@ -17,6 +18,12 @@ from lightning_init.health.registry import Factor, Share, detector
 _REFERENCE = (
     "https://cs231n.github.io/neural-networks-3/#ratio: about 1e-3; Adam's first steps, which have "
     "one length for all entries, are 10 to 50 times longer"
+)
+# Whatever comes after steps that are too long.
+_EXPLAINS = (
+    *("non_finite", "forward_growth", "backward_growth", "dead_units", "saturated_units"),
+    *("saturated_attention", "collapsed_samples", "zero_gradients", "frozen_layers"),
+    *("uneven_gradients", "loss_blow_up", "loss_oscillates", "loss_flat", "loss_crash"),
 )
 _INIT_SCALE = Cause(
     "init scale",
@@ -31,7 +38,7 @@ _NO_CLIPPING = Cause(
 )
 
 
-@detector(order=50, explains=("*",))
+@detector(order=50, explains=_EXPLAINS)
 def update_ratio(
     readings: Readings,
     *,
@@ -62,7 +69,7 @@ def update_ratio(
         limit = high if ratios[top] >= high else repeated if len(often) >= 3 else note
         more = f" (and at {len(large) - 1} more sampled steps)" if len(large) > 1 else ""
         yield found(
-            "update_ratio", "error" if error else "warning", _farthest(readings, top), large[0],
+            "update_ratio", "error" if error else "warning", "weights", large[0],
             ratios[top], limit,
             f"step {top} moves the weights by {ratios[top]:.2g} of their own size, median over the "
             f"matrices{more} (limit {limit:g}){harm}",
@@ -75,7 +82,7 @@ def update_ratio(
     if len(small) >= 2 and not readings.skips_allowed:
         step = small[0]
         yield found(
-            "update_ratio", "warning", _farthest(readings, step), step, ratios[step], low,
+            "update_ratio", "warning", "weights", step, ratios[step], low,
             f"step {step} moves the weights by {ratios[step]:.2g} of their own size, median over "
             f"the matrices (limit {low:g}): nothing will change",
             ranked(readings, *_too_small(readings, step), without=("data scale",)), _REFERENCE,
@@ -136,14 +143,6 @@ def _harm(readings: Readings, start: int, jump: float) -> str:
     return ""
 
 
-def _farthest(readings: Readings, step: int) -> str:
-    weights: list[WeightReading] = []
-    for reading in readings.steps:
-        if reading.step == step:
-            weights = moving(readings, reading)
-    return max(weights, key=lambda weight: weight.update).name
-
-
 @detector(order=42, explains=("loss_flat",))
 def frozen_layers(
     readings: Readings,
@@ -197,21 +196,37 @@ def _not_trainable(readings: Readings, limit: float) -> list[Finding]:
 def _not_moved(readings: Readings, ratio: float) -> list[Finding]:
     seen: dict[str, list[int]] = {}
     for reading in readings.steps:
-        if reading.step < 1:
+        # Below an output layer that starts at zero nothing moves at first.
+        weights = _updated(readings, reading) if reading.step >= 2 else []
+        moved = [weight.update for weight in weights if weight.update > 0]
+        if len(weights) < 3 or not moved:
             continue
-        weights = [w for w in moving(readings, reading) if w.role != "embedding" and not w.trained]
-        usual = median([weight.update for weight in weights]) if weights else 0.0
-        early = weights[: max(1, len(weights) // 3)] if len(weights) >= 3 else []
+        early = weights[: max(1, len(weights) // 3)]
         for weight in early:
-            if usual > 0 and weight.update < ratio * usual:
+            if weight.update < ratio * median(moved):
                 seen.setdefault(weight.name, []).append(reading.step)
     still = {name: steps for name, steps in seen.items() if len(steps) >= 2}
     if not still:
         return []
     name, steps = next(iter(still.items()))
     at = next(reading for reading in readings.steps if reading.step == steps[1])
-    (weight,) = (one for one in at.weights if one.name == name)
+    (weight,) = (one for one in _updated(readings, at) if one.name == name)
     return [_unmoved(readings, weight, steps[1], len(still), ratio)]
+
+
+def _updated(readings: Readings, reading: StepReading) -> list[WeightReading]:
+    """The matrices that should move; those that no optimizer holds have moved by 0."""
+    known = any(math.isfinite(weight.lr) for weight in reading.weights)
+    left_out = [
+        replace(weight, update=0.0)
+        for weight in reading.weights
+        if known and math.isnan(weight.lr) and math.isnan(weight.update)
+    ]
+    whole = replace(reading, weights=tuple(
+        next((other for other in left_out if other.name == weight.name), weight)
+        for weight in reading.weights
+    ))  # fmt: skip
+    return [weight for weight in moving(readings, whole) if not weight.trained]
 
 
 def _unmoved(
@@ -232,9 +247,17 @@ def _unmoved(
         "units after it that are zero or flat let no gradient through",
         "smaller biases and weights, or leaky_relu or gelu in place of relu",
     )
-    # A gradient and no update: it is not the signal that is missing.
-    takes = weight.grad_rms > 0 and weight.update == 0
-    causes = (forgotten, vanishing, dead) if takes else (vanishing, dead, forgotten)
+    detached = Cause(
+        "frozen weights",
+        "it gets no gradient: a detach, torch.no_grad() or .data lies between it and the loss, or "
+        "the forward pass does not use it",
+        "take the detach out; print(parameter.grad) after loss.backward()",
+    )
+    causes = (vanishing, dead, forgotten)
+    if math.isnan(weight.grad_rms):
+        causes = (detached, vanishing, dead)
+    elif weight.grad_rms > 0 and weight.update == 0:  # it is not the signal that is missing
+        causes = (forgotten, vanishing, dead)
     more = f" (and {count - 1} more)" if count > 1 else ""
     return found(
         "frozen_layers", "warning", weight.name, step, weight.update, ratio,
