@@ -76,7 +76,7 @@ def _init_scale(readings: Readings) -> Iterator[Suspicion]:
         # One small head or tail is usual, one large matrix is not; all of them are a scheme.
         for odd, enough, word in (
             (large, 1, "large"),
-            (small, max(2, len(sized) // 2), "small"),
+            (small, len(sized) // 2 + 1, "small"),
         ):
             if len(odd) >= enough:
                 weight, size = max(odd, key=lambda one: abs(math.log(one[1])))
