@@ -16,6 +16,7 @@ from lightning_init.health import (
     numbers,
     peers,
     planned,
+    plateau,
     samples,
     start,
     textbook,
@@ -26,5 +27,5 @@ from lightning_init.health import (
 BUILT_IN = (
     *(numbers, planned, growth, start, course),
     *(inputs, peers, units, attention, samples, gradients, textbook),
-    *(mismatch, norms, updates),
+    *(mismatch, norms, updates, plateau),
 )
