@@ -1,244 +1,309 @@
-"""Reads the signals of a model at work: outputs, their gradients, weights.
+"""Reads the signals of a model at work: outputs, their gradients, weights, inputs, attention.
 
-Hooks sit on the modules that own weights and reduce each output at once, on its device, to a few
-numbers; the host sees them in one transfer per sampled step. Reductions are the cheap ones: mean,
-norm, minimum and maximum, sign. Outputs are never kept.
+A probe knows the model's structure once. Between `start` and `stop` it listens: each output is
+reduced at once, on its device, to a few numbers, and `step` moves all of them to the host in one
+transfer. Outside of that nothing of it is on the model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from lightning_init.architecture.calls import readable, tensors
-from lightning_init.architecture.layers import module_traits
-from lightning_init.architecture.names import named_tensors, named_weights, unwrap
-from lightning_init.architecture.params import ParamInfo
-from lightning_init.architecture.readings import LayerReading, WeightReading
-from lightning_init.architecture.watched import repeated_blocks, watched
+from lightning_init.architecture.listener import Heard, Listener, Step
+from lightning_init.architecture.readings import (
+    AttentionReading,
+    LayerReading,
+    LossReading,
+    StepReading,
+    WeightReading,
+)
+from lightning_init.architecture.signals import euclidean, norms
+from lightning_init.architecture.stage import Stage
+from lightning_init.architecture.weighing import PlannedEntry, Scale, portion
 
-_ROWS = 16  # a monitored step reads the first 1/16 of the batch, at least that many rows
-
-
-class Expected(Protocol):
-    """Mean and std that a plan promises for a tensor."""
-
-    @property
-    def std(self) -> float:
-        """Standard deviation."""
-
-    @property
-    def mean(self) -> float:
-        """Mean."""
-
-
-class PlannedEntry(Protocol):
-    """One line of a plan, as far as a probe reads it."""
-
-    @property
-    def info(self) -> ParamInfo:
-        """The tensor."""
-
-    @property
-    def distribution(self) -> Expected:
-        """What it was drawn from."""
+__all__ = ["PlannedEntry", "Probe", "euclidean", "is_compiled", "weights"]
 
 
 class Probe:
-    """Hooks that read a model's layers while `active`; `remove` leaves no trace.
+    """Listens to a model between `start` and `stop`, which leaves no trace.
 
     Args:
         model: The model.
-        full: Read all rows of every output instead of the leading ones.
-        sample: Also keep a few values of each output, for histograms.
+        plan: The plan that was applied, if any: readings then say what it promised.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
-        >>> probe = Probe(model, full=True)
-        >>> probe.active = True
+        >>> probe = Probe(model)
+        >>> probe.start(full=True)
         >>> _ = model(torch.ones(2, 4))
-        >>> [reading.name for reading in probe.layers()]
-        ['0', '2']
-        >>> probe.remove()
+        >>> probe.stop()
+        >>> [(layer.name, layer.after and layer.after.function) for layer in probe.step(0).layers]
+        [('0', 'tanh'), ('2', None)]
     """
 
-    def __init__(self, model: nn.Module, *, full: bool = False, sample: bool = False) -> None:
-        self.active = False
-        self.full, self.sample = full, sample
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Iterable[PlannedEntry] | None = None,
+        *,
+        full: bool = False,
+        sample: bool = False,
+    ) -> None:
+        self.model = model
+        self._given = (full, sample)
         self.samples: dict[str, Tensor] = {}
-        self._order: dict[str, tuple[Tensor, int]] = {}
-        self._grads: dict[str, tuple[Tensor, int]] = {}
-        self._kinds: dict[str, tuple[str, str]] = {}
-        self._handles = []
-        # Blocks add to a stream; single layers with norm layers between have a scale of their own.
-        self._rescaled = "norm" in module_traits(unwrap(model)) and not repeated_blocks(model)
-        for name, module, group in watched(unwrap(model)):
-            self._kinds[name] = (type(module).__name__, group)
-            self._handles.append(module.register_forward_hook(self._hook(name)))
+        self.error: Exception | None = None
+        self._plan = plan
+        self._listener: Listener | None = None
+        self._heard = Step()
+        self._grads: dict[int, int] = {}
+        self._twins: dict[int, int] = {}
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        self._full = False
 
-    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def read(module: nn.Module, args: Any, out: Any) -> None:  # noqa: ARG001
-            # Inside a backward pass this is a recomputation of a checkpointed segment.
-            if not self.active or torch._C._current_graph_task_id() != -1:
-                return
-            first = next(iter(tensors(_plain(out))), None)
-            if (
-                first is None
-                or not first.is_floating_point()
-                or not first.numel()
-                or not readable(first)
-            ):
-                return
-            value = first.detach()
-            if not self.full and value.ndim > 1:
-                value = value[: max(_ROWS, value.shape[0] // _ROWS)]
-            if name not in self._order:  # a module used twice is read on its first call
-                self._order[name] = (_reduce(value), value.numel())
-                if self.sample:
-                    self.samples[name] = value.flatten()[:2048].float().clone()
-                if first.requires_grad:
-                    size = first.numel()
-                    first.register_hook(  # type: ignore[no-untyped-call]
-                        lambda grad: self._read_grad(name, grad, size)
-                    )
+    @cached_property
+    def stage(self) -> Stage:
+        """Where there is something to hear."""
+        return Stage(self.model)
 
-        return read
+    @cached_property
+    def scale(self) -> Scale:
+        """What there is to weigh."""
+        return Scale(self.model, self._plan)
 
-    def _read_grad(self, name: str, grad: Tensor, size: int) -> None:
-        self._grads[name] = (euclidean(grad), size)
+    def start(self, full: bool = False, sample: bool = False, follow: bool = True) -> None:
+        """Put hooks on the layers and listen to the calls between them.
 
-    def layers(self) -> tuple[LayerReading, ...]:
-        """The readings since the last call, in execution order; one transfer to the host."""
-        if not self._order:
-            return ()
-        rows = torch.stack([stats for stats, _ in self._order.values()]).tolist()
-        grads = {name: (float(norm), size) for name, (norm, size) in self._grads.items()}
-        found = []
-        for name, (mean, rms, low, high, nonzero) in zip(self._order, rows, strict=True):
-            norm, size = grads.get(name, (math.nan, 1))
-            kind, group = self._kinds[name]
-            found.append(
-                LayerReading(
-                    name=name,
-                    kind=kind,
-                    group=group,
-                    mean=mean,
-                    std=math.sqrt(max(rms**2 - mean**2, 0.0)) if math.isfinite(rms) else rms,
-                    rms=rms,
-                    absmax=max(abs(low), abs(high)),
-                    zeros=1 - nonzero,
-                    grad_norm=norm,
-                    grad_rms=norm / math.sqrt(size),
-                    rescaled=self._rescaled,
-                )
-            )
-        self._order, self._grads = {}, {}
-        return tuple(found)
+        A compiled model is left alone: hooks would not run, and the mode would compile it anew.
+
+        Args:
+            full: Read all rows of every output instead of the leading ones.
+            sample: Also keep a few values of each output, in `samples`.
+            follow: Also read what happens between the layers: activations, inputs, attention.
+        """
+        self.stop()
+        self._forget()
+        self._full = full
+        if follow:
+            _ = self.scale  # before the model runs: a batch that is counted looks like training
+        if not is_compiled(self.model):
+            self._listener = Listener(self.stage, full=full, sample=sample, follow=follow)
+            self._heard = self._listener.step
+            self.samples = self._heard.samples
+            self._listener.listen()
+
+    def stop(self) -> None:
+        """Take every hook off the model; again does no harm."""
+        if self._listener is not None:
+            self._listener.rest()
+            self._listener = None
+
+    @property
+    def active(self) -> bool:
+        """Whether it listens."""
+        return self._listener is not None
+
+    @active.setter
+    def active(self, on: bool) -> None:
+        if on:
+            self.start(*self._given)
+        else:
+            self.stop()
 
     def remove(self) -> None:
-        """Take every hook off the model."""
-        self.active = False
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        """As `stop`."""
+        self.stop()
+
+    def before_update(self, parameters: Iterable[Tensor]) -> None:
+        """Keep a portion of each weight, to see how far the coming update moves it."""
+        for parameter in parameters:
+            if parameter.numel() and parameter.layout is torch.strided and not parameter.is_meta:
+                view = portion(parameter)
+                self._before[id(parameter)] = (parameter, view.clone())
+
+    def gradient(self, parameter: Tensor, scale: float = 1.0) -> None:
+        """Remember the norm of a parameter's gradient, divided by `scale`."""
+        self.gradients([parameter], scale)
+
+    def gradients(
+        self, parameters: Iterable[Tensor], scale: float = 1.0, twins: bool = False
+    ) -> None:
+        """Remember the norms of gradients.
+
+        Args:
+            parameters: Those whose `.grad` is read, if there is one.
+            scale: What the gradients are still multiplied by.
+            twins: Also look for units whose weights and gradients are those of another unit.
+        """
+        some = {id(p): (p, p.grad) for p in parameters if p.grad is not None}
+        self._note_gradients({key: grad for key, (_, grad) in some.items()}, scale, twins)
+
+    def _note_gradients(
+        self, grads: Mapping[int, Tensor], scale: float = 1.0, twins: bool = False
+    ) -> None:
+        ledger = self._heard.ledger
+        grads = {key: grad for key, grad in grads.items() if grad.numel() and not grad.is_meta}
+        for key, norm in zip(grads, norms(list(grads.values())), strict=True):
+            self._grads[key] = ledger.note(norm if scale == 1.0 else norm / scale)
+        if twins:
+            self._twins = self.scale.twins(ledger, grads)
+
+    def step(
+        self,
+        step: int,
+        lrs: Mapping[int, float] | None = None,
+        *,
+        grads: Mapping[int, Tensor] | None = None,
+        losses: tuple[LossReading, ...] = (),
+        loss_scale: float = 1.0,
+    ) -> StepReading:
+        """Everything since `start`, moved to the host at once; then it is forgotten.
+
+        Args:
+            step: Its number.
+            lrs: `id(parameter)` -> learning rate.
+            grads: `id(parameter)` -> gradient, of those that `gradients` has not seen.
+            losses: What was read of the losses.
+            loss_scale: What the loss was multiplied by before it went backward.
+        """
+        heard, ledger = self._heard, self._heard.ledger
+        self._note_gradients(grads or {}, twins=self._full)
+        weighed = self.scale.weigh(ledger, self._full)
+        moved = self._moved()
+        numbers = ledger.read()
+        updates = {
+            key: numbers[far] / numbers[size]
+            for key, (far, size) in moved.items()
+            if numbers[size] > 0
+        }
+        weights = self.scale.readings(
+            weighed,
+            numbers,
+            {key: numbers[place] for key, place in self._grads.items()},
+            updates,
+            lrs or {},
+            {key: numbers[place] for key, place in self._twins.items()},
+        )
+        stds = {
+            name: each.expected_std if math.isfinite(each.expected_std) else each.rms
+            for each in weights
+            for name in each.names
+            if not each.expected_mean
+            or math.isnan(each.expected_mean)  # of a mean, no law is known
+        }
+        reading = StepReading(
+            step,
+            tuple(self._layer(each, numbers, loss_scale, stds) for each in heard.layers.values()),
+            weights,
+            losses,
+            tuple(
+                seen.of(name, numbers, name in heard.normalized)
+                for name, seen in heard.inputs.items()
+            ),
+            tuple(
+                AttentionReading(name, **scores.of(numbers)) for name, scores in heard.attentions
+            ),
+        )
+        self.error = heard.error
+        self._forget()
+        return reading
+
+    def layers(self) -> tuple[LayerReading, ...]:
+        """The layers alone, without their weights; then they are forgotten."""
+        numbers = self._heard.ledger.read()
+        found = tuple(self._layer(h, numbers, 1.0, {}) for h in self._heard.layers.values())
+        self._forget()
+        return found
+
+    def _layer(
+        self, heard: Heard, numbers: list[float], loss_scale: float, stds: Mapping[str, float]
+    ) -> LayerReading:
+        place = heard.place
+        moments: dict[str, Any] = heard.moments.of(numbers)
+        norm = numbers[heard.grad] / loss_scale if heard.grad >= 0 else math.nan
+        took = numbers[heard.took] if heard.took >= 0 else math.nan
+        weight = self._weight_of(heard)
+        expected = math.nan
+        if weight in stds:
+            expected = math.sqrt(self.scale.by_name[weight].info.fan_in) * stds[weight] * took
+        return LayerReading(
+            name=place.name,
+            kind=place.kind,
+            group=place.group,
+            **moments,
+            grad_norm=norm,
+            grad_rms=norm / math.sqrt(heard.size),
+            rescaled=self.stage.rescaled,
+            input_rms=took,
+            expected_rms=expected,
+            sample_cosine=heard.samples.of(numbers) if heard.samples else math.nan,
+            unit_cosine=heard.units.of(numbers) if heard.units else math.nan,
+            is_output=place.name == self._heard.last,
+            after=heard.after.of(numbers) if heard.after else None,
+        )
+
+    def _weight_of(self, heard: Heard) -> str:
+        """Name of the one matrix that a layer multiplies by, `""` if there are several."""
+        place = heard.place
+        if place.name in self.stage.raw:
+            return place.name  # a bare parameter that is one of several
+        simple = isinstance(place.module, (nn.Linear, nn.modules.conv._ConvNd))
+        if simple or place.kind == "Conv1D":
+            return f"{place.name}.weight".lstrip(".")
+        return ""
+
+    def _moved(self) -> dict[int, tuple[int, int]]:
+        """Places of the norms of an update and of the weight before it, on the portion kept."""
+        before = [kept for _, kept in self._before.values()]
+        if not before:
+            return {}
+        far = [portion(parameter) - kept for parameter, kept in self._before.values()]
+        ledger = self._heard.ledger
+        return {
+            key: (ledger.note(distance), ledger.note(size))
+            for key, distance, size in zip(self._before, norms(far), norms(before), strict=True)
+        }
+
+    def _forget(self) -> None:
+        self._heard = Step()
+        if self._listener is not None:
+            self._listener.step = self._heard
+            self._listener.step.samples = self.samples
+        self._grads, self._twins, self._before = {}, {}, {}
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a part of a model runs compiled now, where hooks and modes are not at home.
+
+    Example:
+        >>> is_compiled(nn.Linear(1, 1))
+        False
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
+        return False
+    stance = getattr(sys.modules.get("torch._dynamo.eval_frame"), "_stance", None)
+    if getattr(stance, "stance", "default") == "force_eager":
+        return False
+    return bool(getattr(model, "_compiler_ctx", None)) or any(
+        hasattr(child, "_orig_mod") or getattr(child, "_compiled_call_impl", None) is not None
+        for child in model.modules()
+    )
 
 
 def weights(
     model: nn.Module,
     plan: Iterable[PlannedEntry] | None = None,
-    grads: dict[int, Tensor] | None = None,
+    grads: Mapping[int, Tensor] | None = None,
 ) -> tuple[WeightReading, ...]:
-    """Statistics of every floating-point parameter, beside what a plan promised for it.
-
-    Args:
-        model: The model.
-        plan: The plan that was applied, if any.
-        grads: `id(parameter)` -> gradient, or its norm; None reads `parameter.grad`.
-
-    Returns:
-        One reading per tensor, one transfer to the host for all.
-    """
-    promised = {entry.info.names: entry for entry in plan or ()}
-    kept: list[tuple[tuple[str, ...], nn.Parameter, Tensor]] = []
-    weights = named_weights(model)
-    for names, parameter in named_tensors(model):
-        if is_lazy(parameter) or parameter.is_meta or not parameter.is_floating_point():
-            continue
-        if parameter.numel():
-            entry = promised.get(names)
-            value = weights[names][0].value() if names in weights else parameter.detach()
-            kept.append((names, parameter, _without_padding(value, entry)))
-    if not kept:
-        return ()
-    nothing = torch.tensor(math.nan)
-    rows = []
-    for _, parameter, values in kept:
-        grad = parameter.grad if grads is None else grads.get(id(parameter))
-        low, high = torch.aminmax(values)
-        pieces = (
-            values.mean(dtype=torch.float32),
-            euclidean(values),
-            low.float(),
-            high.float(),
-            nothing.to(values.device) if grad is None else euclidean(grad),
-        )
-        rows.append(torch.stack([piece.to(values.device) for piece in pieces]))
-    found = []
-    table = torch.stack([row.to(rows[0].device) for row in rows]).tolist()
-    for (names, parameter, values), (mean, norm, low, high, grad) in zip(kept, table, strict=True):
-        n = values.numel()
-        square = norm**2 / n
-        entry = promised.get(names)
-        has_grad = parameter.grad is not None if grads is None else id(parameter) in grads
-        found.append(
-            WeightReading(
-                name=names[0],
-                numel=n,
-                mean=mean,
-                # Equal values have std 0, whatever rounding makes of the difference.
-                std=0.0 if low == high else math.sqrt(max(square - mean**2, 0.0)),
-                expected_mean=entry.distribution.mean if entry else math.nan,
-                expected_std=entry.distribution.std if entry else math.nan,
-                drawn=str(entry.distribution) if entry else "",
-                grad_rms=grad / math.sqrt(parameter.numel()),
-                finite=math.isfinite(norm) and (not has_grad or math.isfinite(grad)),
-            )
-        )
-    return tuple(found)
-
-
-def _plain(out: Any) -> Any:
-    return out.to_tuple() if hasattr(out, "to_tuple") else out
-
-
-def _reduce(value: Tensor) -> Tensor:
-    low, high = torch.aminmax(value)
-    return torch.stack(
-        [
-            value.mean(dtype=torch.float32),
-            euclidean(value) / math.sqrt(value.numel()),
-            low.float(),
-            high.float(),
-            value.sign().abs().mean(dtype=torch.float32),
-        ]
-    )
-
-
-def euclidean(value: Tensor) -> Tensor:
-    """Euclidean norm as float32, summed in float32 or better."""
-    dense = value.coalesce().values() if value.is_sparse else value
-    wide = None if dense.dtype in (torch.float64, torch.complex128) else torch.float32
-    found: Tensor = torch.linalg.vector_norm(dense.detach(), dtype=wide)
-    return found.float()
-
-
-def _without_padding(values: Tensor, entry: PlannedEntry | None) -> Tensor:
-    if entry is None or entry.info.padding_idx is None or values.shape[0] < 2:
-        return values
-    rows = torch.arange(values.shape[0], device=values.device)
-    return values[rows != entry.info.padding_idx % values.shape[0]]
+    """Statistics of every floating-point parameter, beside what a plan promised for it."""
+    probe = Probe(model, plan)
+    if grads is None:
+        grads = {id(p): p.grad for p in model.parameters() if p.grad is not None}
+    return probe.step(0, grads=grads).weights

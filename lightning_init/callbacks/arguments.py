@@ -30,6 +30,21 @@ def spec_of(
     return None
 
 
+def check_count(name: str, value: object) -> int:
+    """A number of things, if it is one.
+
+    Raises:
+        ValueError: Unless it is a whole number from 0.
+
+    Example:
+        >>> check_count("steps", 3)
+        3
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"`{name} >= 0` must hold, but got {name}={value!r}")
+    return value
+
+
 def overlap(one: str | list[str], two: str | list[str]) -> bool:
     """Whether two scopes can mean the same tensor; patterns are taken to differ unless equal."""
     whole = ("untrained", "all")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 
 from lightning_init.architecture.provenance import record_of
-from lightning_init.callbacks.arguments import overlap, spec_of
+from lightning_init.callbacks.actions import OnUnhealthy, check_action
+from lightning_init.callbacks.arguments import check_count, overlap, spec_of
 from lightning_init.callbacks.display import render
 from lightning_init.callbacks.forward import training_forward
 from lightning_init.callbacks.logs import save_weights, write_json
-from lightning_init.callbacks.monitor import HealthMonitor, OnUnhealthy
+from lightning_init.callbacks.monitor import HealthMonitor
 from lightning_init.callbacks.placement import Placement, was_rewritten
+from lightning_init.callbacks.rescue import Rescue, check_ladder, rungs
+from lightning_init.callbacks.restart import restart
+from lightning_init.health.attempts import Attempt
+from lightning_init.health.registry import Profile, Rules
 from lightning_init.health.report import Report
 from lightning_init.strategies.apply import fingerprint
 from lightning_init.strategies.plan import Plan
@@ -43,9 +49,18 @@ class InitCallback(Callback):
         scope: `"untrained"`, `"all"`, or glob patterns on parameter names.
         monitor_steps: Training batches to watch layer by layer, at least 0.
         loss_steps: Training batches whose loss is watched, at least 0.
-        on_unhealthy: `"warn"`, `"stop"` or `"raise"` on a finding of severity error.
+        on_unhealthy: What a finding of severity error does: `"warn"`, `"stop"` the training after
+            the current batch, `"raise"` an `UnhealthyError`, `"rescue"`, or a function that is
+            called with trainer, module and report. Rescue initializes anew before the first step
+            until the audit has no error, or raises; an error later stops the run and prints the
+            command that starts it with the next initialization.
         save_init: A `.safetensors` file for the initial weights, None for none.
         verbose: Whether the table and the verdict are printed.
+        ladder: What a rescue tries, in order: strategies or specs; None for `recommend`'s choice,
+            Xavier, Kaiming and scaled residual branches.
+        max_rescues: How many of them it tries at most, at least 0.
+        detectors: Names of the rules to use, or names with limits; see `HealthMonitor`.
+        profile: `"default"`, or `"textbook"` for absolute limits.
 
     Raises:
         ValueError: If an argument is not legal; nothing has been changed then.
@@ -68,6 +83,10 @@ class InitCallback(Callback):
         on_unhealthy: OnUnhealthy = "warn",
         save_init: str | None = None,
         verbose: bool = True,
+        ladder: list[str | InitSpec] | None = None,
+        max_rescues: int = 3,
+        detectors: Rules | None = None,
+        profile: Profile = "default",
     ) -> None:
         self.spec = spec_of(strategy, params, overrides, seed)
         self.strategy: StrategyLike = strategy if self.spec is None else self.spec
@@ -79,9 +98,17 @@ class InitCallback(Callback):
         if self.save_init is not None and self.save_init.suffix != ".safetensors":
             raise ValueError(f"save_init must name a .safetensors file, but got {save_init!r}")
         self.verbose = verbose
-        self._monitor = HealthMonitor(monitor_steps, loss_steps, on_unhealthy, verbose=verbose)
-        self._monitor.announce = self._announce
-        self._placement: Placement | None = None  # None where nothing is to be initialized
+        self.ladder = check_ladder(ladder)
+        self.max_rescues = check_count("max_rescues", max_rescues)
+        check_action(on_unhealthy)
+        rescues = on_unhealthy == "rescue"
+        action: OnUnhealthy = "raise" if rescues else on_unhealthy
+        self.monitor = HealthMonitor(monitor_steps, loss_steps, action, detectors, profile, verbose)
+        self.monitor.announce = self._announce
+        if rescues:
+            self.monitor.on_unhealthy = "rescue"
+            self.monitor.rescue, self.monitor.restart = self._rescue, self._restart
+        self._placement: Placement | None = None  # None where there is nothing to do
         self._yields = False
         self.fingerprint: str | None = None
 
@@ -113,13 +140,13 @@ class InitCallback(Callback):
     @property
     def report(self) -> Report | None:
         """What the audit and the monitor found so far."""
-        return self._monitor.report
+        return self.monitor.report
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Initialize what exists; the rest as soon as the module has built it."""
         if stage != "fit":
             return
-        self._monitor.plan, self._monitor.report = None, None
+        self.monitor.plan = None
         self._placement, self.fingerprint = None, None
         self._yields = False
         if record_of(pl_module).trained:
@@ -131,20 +158,22 @@ class InitCallback(Callback):
             return
         given = trainer.strategy.broadcast(self.seed)
         seed = trainer.strategy.broadcast(resolve_seed(given))
-        self._placement = Placement(self.strategy, self.scope, seed)
+        self._placement = Placement(
+            self.strategy, self.scope, seed, self.monitor.on_unhealthy == "rescue"
+        )
         self._placement.place(trainer, pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Initialize what was on the meta device at `setup`."""
         if self._placement is not None:
             self._placement.catch_up(pl_module)
-        self._monitor.on_fit_start(trainer, pl_module)
+        self.monitor.on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell a fresh start from a resumed run, now that a checkpoint has been restored."""
         if self._yields:  # the one that comes later watches, too
             return
-        self._monitor.on_train_start(trainer, pl_module)
+        self.monitor.on_train_start(trainer, pl_module)
         if self._placement is None or trainer.global_step == 0:
             return
         # Without a plan nothing has been written yet: lazy layers got their shapes from the file.
@@ -152,7 +181,7 @@ class InitCallback(Callback):
             self._say("resumed: the checkpoint's weights are kept, nothing is watched")
             self._placement = None
         else:
-            self._monitor.resume()
+            self.monitor.resume()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -160,17 +189,17 @@ class InitCallback(Callback):
         """Before the first batch: finish with its help what had no batch, then audit and report."""
         if self._placement is not None and self.fingerprint is None:
             self._placement.finish(pl_module, training_forward(pl_module, batch))
-            self._monitor.plan = self._placement.plan
+            self.monitor.plan = self._placement.plan
             self._seal(trainer, pl_module, self._placement)
-            if not self._monitor.monitor_steps:
+            if not self.monitor.monitor_steps:
                 self._announce(None)
-        self._monitor.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self.monitor.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Read gradients."""
-        self._monitor.on_before_optimizer_step(trainer, pl_module, optimizer)
+        self.monitor.on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def on_train_batch_end(
         self,
@@ -182,23 +211,23 @@ class InitCallback(Callback):
     ) -> None:
         """Judge what was read; from now on the model counts as trained."""
         record_of(pl_module).trained = True
-        self._monitor.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self.monitor.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say how it went."""
-        self._monitor.on_train_end(trainer, pl_module)
+        self.monitor.on_train_end(trainer, pl_module)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Leave no hook and no wrapper behind."""
-        self._monitor.on_exception(trainer, pl_module, exception)
+        self.monitor.on_exception(trainer, pl_module, exception)
         if self._placement is not None:
             self._placement.let_go()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave no hook and no wrapper behind."""
-        self._monitor.teardown(trainer, pl_module, stage)
+        self.monitor.teardown(trainer, pl_module, stage)
         if self._placement is not None:
             self._placement.let_go()
 
@@ -206,7 +235,7 @@ class InitCallback(Callback):
         """Fingerprint, file and saved copy of the weights that training starts from."""
         self.fingerprint = fingerprint(pl_module)
         data = {
-            "spec": None if self.spec is None else self.spec.to_dict(),
+            "spec": placed.strategy.to_dict() if isinstance(placed.strategy, InitSpec) else None,
             "seed": placed.seed.value,
             "seed_source": placed.seed.source,
             "fingerprint": self.fingerprint,
@@ -215,6 +244,31 @@ class InitCallback(Callback):
         write_json(trainer, "init.json", data)
         if self.save_init is not None and trainer.is_global_zero:
             save_weights(pl_module, self.save_init, {"fingerprint": self.fingerprint})
+
+    def _rescue(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any
+    ) -> tuple[Attempt, ...]:
+        """Initialize anew until the audit is healthy; files and fingerprint are the last one's."""
+        placed, report = self._placement, self.report
+        if placed is None or placed.plan is None or report is None:
+            return ()
+        look = partial(self.monitor.look_again, trainer, pl_module, batch)
+        steps = rungs(self.ladder, [placed.strategy], placed.plan)
+        forward = training_forward(pl_module, batch)
+        rescue = Rescue(placed, look, self._say)
+        attempts = rescue(trainer, pl_module, forward, report, steps, self.max_rescues)
+        self._seal(trainer, pl_module, placed)
+        return attempts
+
+    def _restart(self, trainer: pl.Trainer) -> None:
+        """After the first step it is too late: say how to start again with the next spec."""
+        placed, report = self._placement, self.report
+        if placed is None or placed.plan is None or report is None:
+            return
+        tried = [placed.strategy, *(InitSpec.from_dict(a.spec) for a in report.attempts if a.spec)]
+        left = rungs(self.ladder, tried, placed.plan)
+        given = {"seed": self.seed, "scope": None if self.scope == "untrained" else self.scope}
+        self._say(restart(trainer, left, given))
 
     def _announce(self, report: Report | None) -> None:
         """One table: what was drawn, where and why, beside what it does; then the verdict."""

@@ -20,6 +20,7 @@ from torch import nn
 
 from lightning_init.architecture.names import named_states, named_tensors, unwrap
 from lightning_init.architecture.provenance import note_empty, record_of
+from lightning_init.callbacks.built import Built
 from lightning_init.callbacks.forward import NoBatchError, first_batch, training_forward
 from lightning_init.strategies.apply import carry_out
 from lightning_init.strategies.needs import NotYetError, UnsuitableError
@@ -39,14 +40,19 @@ class Placement:
         strategy: What to apply.
         scope: What may be written.
         seed: The seed and where it comes from.
+        remembers: Whether the values that tensors were built with are kept, for `again`.
 
     Attributes:
+        strategy: What was applied last.
         plan: What was applied, None before the first pass.
         missing: Why no forward pass has been seen, `""` if one has.
     """
 
-    def __init__(self, strategy: StrategyLike, scope: Scope, seed: Seed) -> None:
+    def __init__(
+        self, strategy: StrategyLike, scope: Scope, seed: Seed, remembers: bool = False
+    ) -> None:
         self.strategy, self.scope, self.seed = strategy, scope, seed
+        self._built: Built | None = Built() if remembers else None
         self.plan: Plan | None = None
         self.missing = ""
         self._waits = False  # for the first batch, which tells lazy layers their shapes
@@ -87,6 +93,23 @@ class Placement:
             with torch.no_grad():  # each process saw another batch
                 for _, tensor in named_tensors(module):
                     torch.distributed.broadcast(tensor, 0)
+
+    def again(self, module: pl.LightningModule, spec: InitSpec, forward: Forward) -> None:
+        """Initialize anew with another spec, as if it had been the first; in place.
+
+        Raises:
+            ValueError: If the spec does not suit the model, or would draw nothing that is ours.
+        """
+        if self._built is None or self.plan is None:
+            raise ValueError("nothing was initialized here")
+        first = self._built.first(module, self.plan)
+        plan = make_plan(module, spec, forward=forward, scope=self.scope)
+        plan = replace(plan, entries=tuple(first.allowed(entry, spec) for entry in plan))
+        if not any(entry.written for entry in plan):
+            raise ValueError("it would draw nothing that lightning_init may write")
+        self._built.restore(module)
+        self.plan = carry_out(module, plan, self.seed.value, forward)
+        self.strategy, self.missing = spec, ""
 
     def let_go(self) -> None:
         """Take the wrapper off a hook that has not been called."""
@@ -131,6 +154,8 @@ class Placement:
         return make_plan(module, self.strategy, scope=self.scope)
 
     def _carry_out(self, module: pl.LightningModule, plan: Plan, forward: Forward | None) -> None:
+        if self._built is not None:
+            self._built.note(module)
         if plan.calibrate_ is not None and not plan.traced:
             plan, forward = replace(plan, calibrate_=None), None
             self.missing = f"not calibrated: {self.missing or 'no batch was at hand'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from lightning_init.architecture.histograms import with_histograms
 from lightning_init.architecture.names import check_forward, unwrap
 from lightning_init.architecture.preserve import preserved
-from lightning_init.architecture.probe import PlannedEntry, Probe, weights
+from lightning_init.architecture.probe import PlannedEntry, Probe
 from lightning_init.architecture.provenance import exact_provenance
-from lightning_init.architecture.readings import Readings, StepReading
+from lightning_init.architecture.readings import Readings
+from lightning_init.architecture.trace import eager
 from lightning_init.health.losses import LossWatch
 from lightning_init.health.registry import Profile, Rules, examine, rules
 from lightning_init.health.report import Report
@@ -52,23 +54,30 @@ def audit(
     """
     check_forward(forward)
     used = rules(detectors, profile)
-    probe = Probe(model, full=True, sample=True)
+    probe = Probe(model, plan)
     try:
-        with preserved(model), torch.enable_grad(), LossWatch() as losses:
-            probe.active = True
-            loss = forward()
+        with preserved(model), torch.enable_grad(), eager():
+            probe.start(full=True, sample=True)
+            with LossWatch() as losses:
+                loss = forward()
             grads: dict[int, Tensor] = {}
             readings = {}
             if isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point():
                 readings[0] = float(loss.detach())
                 grads = _gradients(model, loss)
-            layers = with_histograms(probe.layers(), probe.samples)
-            reading = StepReading(0, layers, weights(model, plan, grads), tuple(losses.readings))
+            samples = probe.samples
+            reading = probe.step(0, grads=grads, losses=tuple(losses.readings))
     finally:
-        probe.remove()
-    trained = any(entry.info.provenance == "pretrained" for entry in plan or ())
-    trained = trained or bool(exact_provenance(unwrap(model)))
-    seen = Readings((reading,), readings, trained=trained)
+        probe.stop()
+    reading = replace(reading, layers=with_histograms(reading.layers, samples))
+    trained = any(weight.trained for weight in reading.weights)
+    seen = Readings(
+        (reading,),
+        readings,
+        trained=trained or bool(exact_provenance(unwrap(model))),
+        bad_batches=() if all(given.finite for given in reading.inputs) else (0,),
+        rows=losses.rows,
+    )
     return Report(examine(seen, used), seen)
 
 

@@ -30,6 +30,7 @@ class LossWatch(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.readings: list[LossReading] = []
+        self.rows = 0
 
     def __torch_function__(
         self,
@@ -44,6 +45,9 @@ class LossWatch(TorchFunctionMode):
         if func in _CLASSES or func in _BINARY or func is F.mse_loss:
             reading = _read(func, out, args, kwargs)
             self.readings += [] if reading is None else [reading]
+            target = args[1] if len(args) > 1 else kwargs.get("target")
+            if isinstance(target, Tensor) and target.ndim:
+                self.rows = max(self.rows, len(target))
         return out
 
 

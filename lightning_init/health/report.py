@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_init.architecture.readings import LayerReading, Readings, StepReading
+from lightning_init.health.attempts import Attempt
 from lightning_init.health.findings import Finding
 from lightning_init.health.layers import shorten as shorten, table, textbook as textbook
 from lightning_init.health.marks import marks
@@ -27,6 +28,8 @@ class Report:
         findings: Errors first, then nearest to the root cause.
         readings: What was measured.
         blind: What could not be watched, and why; empty if all was.
+        attempts: Initializations that were tried before the first step, the first one first; empty
+            if the first was kept without a look at others.
 
     Example:
         >>> Report((), Readings()).verdict()
@@ -36,6 +39,7 @@ class Report:
     findings: tuple[Finding, ...]
     readings: Readings
     blind: tuple[str, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
 
     @property
     def layers(self) -> tuple[LayerReading, ...]:
@@ -79,6 +83,7 @@ class Report:
             "verdict": self.verdict(),
             "findings": [finding.to_dict() for finding in self.findings],
             "blind": list(self.blind),
+            "attempts": [attempt.to_dict() for attempt in self.attempts],
             "loss": _plain(self.readings.loss),
             "baseline": _plain(self.readings.baseline),
             "steps": [_step(reading) for reading in self.readings.steps],

@@ -81,8 +81,8 @@ def read(model: nn.Module, forward: Forward, enough: Sequence[Tensor] | None = N
         (2.0, 4.0)
     """
     with preserved(model):
-        probe = Probe(model, full=True)
-        probe.active = True
+        probe = Probe(model)
+        probe.start(full=True, follow=False)
         try:
             with torch.enable_grad():
                 out = forward()
@@ -97,7 +97,7 @@ def read(model: nn.Module, forward: Forward, enough: Sequence[Tensor] | None = N
             grads = [p.grad.detach() for p in wanted if p.grad is not None]
             layers = probe.layers()
         finally:
-            probe.remove()
+            probe.stop()
         numbers = [euclidean(grad) for grad in grads]
         sane = all(math.isfinite(float(number)) for number in numbers)
     return _reading(

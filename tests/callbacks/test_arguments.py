@@ -76,7 +76,7 @@ def test_from_spec_and_from_file() -> None:
         InitCallback("orthogonal", {"gain": 1.5}, {"role:bias": "normal"}, 4, monitor_steps=7),
     ):
         assert callback.spec == spec
-        assert callback._monitor.monitor_steps == 7
+        assert callback.monitor.monitor_steps == 7
         nets.fit(Digits(mlp()), callback, start := nets.AtStart(), max_steps=1)
         starts.append(start.weights)
     assert all(nets.same(starts[0], other) for other in starts[1:])
@@ -127,8 +127,8 @@ def test_dotted_arguments() -> None:
                "--trainer.callbacks.scope=[net.0.*]", "--trainer.callbacks.monitor_steps=5")  # fmt: skip
     callback = the_callback(made)
     assert callback.spec == InitSpec("orthogonal", {"gain": 1.5})
-    assert callback._monitor.on_unhealthy == "raise"
-    assert callback._monitor.monitor_steps == 5
+    assert callback.monitor.on_unhealthy == "raise"
+    assert callback.monitor.monitor_steps == 5
     assert callback.scope == ["net.0.*"]
     made.trainer.fit(made.model, nets.ordered(), nets.ordered(600))
     assert callback.plan is not None

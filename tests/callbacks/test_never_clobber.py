@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_init import InitCallback
-from lightning_init.callbacks.monitor import UnhealthyWarning
+from lightning_init.callbacks.actions import UnhealthyWarning
 from tests.callbacks import nets
 from tests.callbacks.nets import AtStart, Digits, Rows, mlp, noisy
 

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_init import audit, make_plan
+from lightning_init.architecture.calls import tensors
+from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.probe import Probe, weights
+from lightning_init.architecture.readings import StepReading
 from lightning_init.architecture.watched import watched
 from tests.zoo import ZOO
 
@@ -109,59 +112,89 @@ def test_what_is_not_finite_is_seen() -> None:
     assert weights(model)[0].grad_rms != weights(model)[0].grad_rms  # none: not a number
 
 
+def heard(model: nn.Module, call: Any, **how: bool) -> StepReading:
+    probe = Probe(model)
+    probe.start(**how)
+    call()
+    probe.stop()
+    reading = probe.step(0)
+    assert probe.error is None
+    return reading
+
+
 def test_a_monitored_step_reads_the_leading_sixteenth() -> None:
     model, x = nn.Linear(4, 4), torch.randn(640, 4)
+    out = model(x).detach()
     for full, rows in ((True, 640), (False, 40)):
-        probe = Probe(model, full=full)
-        probe.active = True
-        out = model(x)
-        (reading,) = probe.layers()
-        assert reading.rms == close(float((out[:rows].detach() ** 2).mean().sqrt()))
-        probe.remove()
-    probe = Probe(model)
-    probe.active = True
-    out = model(x[:20])
-    assert probe.layers()[0].rms == close(float((out[:16].detach() ** 2).mean().sqrt()))
+        (reading,) = heard(model, lambda: model(x), full=full).layers
+        assert reading.rms == close(float((out[:rows] ** 2).mean().sqrt()))
+    (reading,) = heard(model, lambda: model(x[:20])).layers
+    assert reading.rms == close(float((out[:16] ** 2).mean().sqrt()))
 
 
-def test_reads_only_while_active_and_the_first_call_of_a_shared_module() -> None:
+def test_reads_only_while_it_listens_and_the_first_call_of_a_shared_module() -> None:
     model = nn.Linear(4, 4)
-    probe = Probe(model, full=True, sample=True)
+    probe = Probe(model)
     model(torch.ones(2, 4))
-    assert probe.layers() == ()
-    probe.active = True
+    assert probe.step(0).layers == ()
+    probe.start(full=True, sample=True)
     first = model(torch.ones(2, 4))
     model(first * 100)
-    (reading,) = probe.layers()
+    (reading,) = probe.step(1).layers
     assert reading.absmax == close(float(first.detach().abs().max()))
     assert torch.equal(probe.samples[""], first.detach().flatten())
-    assert probe.layers() == ()
+    assert probe.step(2).layers == ()
+    probe.stop()
+    probe.stop()
+    model(first)
+    assert probe.step(3).layers == ()
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_checkpointed_segment_is_read_once(reentrant: bool) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     x = torch.randn(16, 4, requires_grad=True)
-    probe = Probe(model, full=True)
-    probe.active = True
+    probe = Probe(model)
+    probe.start(full=True)
     checkpoint(model, x, use_reentrant=reentrant).sum().backward()
-    names = [reading.name for reading in probe.layers()]
-    assert names == ["0", "2"]
-    assert probe.layers() == ()
+    first, second = probe.step(0).layers
+    assert (first.name, second.name) == ("0", "2")
+    assert first.after is not None
+    assert first.after.function == "relu"
+    assert probe.step(1).layers == ()
+    probe.stop()
+    assert probe.error is None
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_removed_probes_leave_no_hooks(name: str) -> None:
+def test_a_probe_leaves_nothing_and_changes_nothing(name: str) -> None:
     model, forward = ZOO[name]()
     forward()
     before = hooked(model)
+    torch.manual_seed(0)
+    with preserved(model):
+        expected = forward()
+        state = torch.get_rng_state()
+    torch.manual_seed(0)
     probe = Probe(model)
-    assert hooked(model) - before == len(watched(model)) > 0
-    probe.active = True
-    forward()
-    probe.remove()
     assert hooked(model) == before
-    assert not probe.active
+    probe.start()
+    assert hooked(model) - before >= len(watched(model)) > 0
+    out = forward()
+    probe.stop()
+    assert hooked(model) == before
+    assert not torch.overrides._get_current_function_mode_stack()
+    for one, two in zip(tensors(plain(expected)), tensors(plain(out)), strict=True):
+        assert torch.equal(one, two)
+    assert torch.equal(torch.get_rng_state(), state)
+    reading = probe.step(0)
+    assert probe.error is None
+    assert len(reading.layers) >= 1
+    assert sum(layer.is_output for layer in reading.layers) == 1
+
+
+def plain(out: Any) -> Any:
+    return out.to_tuple() if hasattr(out, "to_tuple") else out
 
 
 def test_blocks_are_compared_with_blocks() -> None:

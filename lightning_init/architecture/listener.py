@@ -1,0 +1,374 @@
+"""Listens to a model at work: hooks on its modules, and a mode that sees the calls between them.
+
+Outputs are reduced where they appear, before an in-place call can overwrite them, and never kept.
+The calls tell what follows a layer, which input comes from the batch, and where a softmax attends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lightning_init.architecture.attention_scores import Scores, product_scores, softmax_scores
+from lightning_init.architecture.calls import tensors
+from lightning_init.architecture.inputs_seen import Seen, read_input
+from lightning_init.architecture.nonlinear import WATCHED, Activation, activation
+from lightning_init.architecture.opened import OPENED
+from lightning_init.architecture.operations import (
+    CONVERSIONS,
+    CONVOLUTIONS,
+    ELEMENTWISE,
+    FRESH,
+    LOOKUPS,
+    MOVEMENTS,
+    NORMS,
+    PRODUCTS,
+    RECURRENT,
+    RECURRENT_CELLS,
+    Function,
+    kind,
+)
+from lightning_init.architecture.signals import (
+    Cosine,
+    Ledger,
+    Moments,
+    euclidean,
+    leading,
+    moments,
+    rms,
+    sample_cosine,
+    unit_cosine,
+)
+from lightning_init.architecture.stage import Place, Stage
+from lightning_init.architecture.trails import (
+    CONSTANT,
+    Trail,
+    Trails,
+    merged,
+    ordinary,
+    signals,
+)
+
+_LAYERS = CONVOLUTIONS | RECURRENT | RECURRENT_CELLS | {"linear", "bilinear"}
+_SAME = MOVEMENTS | CONVERSIONS | {"dropout"}
+_SCORES = ELEMENTWISE | MOVEMENTS | {"cat"}
+_KEPT = 2048  # values of an output that a histogram is drawn from
+
+
+@dataclass(slots=True)
+class Heard:
+    """What one weight layer said at one step, as places in a ledger."""
+
+    place: Place
+    moments: Moments
+    size: int
+    made: int = 0
+    took: int = -1
+    grad: int = -1
+    samples: Cosine | None = None
+    units: Cosine | None = None
+    after: Activation | None = None
+
+
+@dataclass(slots=True)
+class Step:
+    """All that was heard since the start, in execution order."""
+
+    ledger: Ledger = field(default_factory=Ledger)
+    layers: dict[str, Heard] = field(default_factory=dict)
+    inputs: dict[str, Seen] = field(default_factory=dict)
+    attentions: list[tuple[str, Scores]] = field(default_factory=list)
+    normalized: set[str] = field(default_factory=set)
+    samples: dict[str, Tensor] = field(default_factory=dict)
+    last: str | None = None
+    error: Exception | None = None
+
+
+class Listener(TorchFunctionMode):
+    """Hears one step of a model between `listen` and `rest`.
+
+    Args:
+        stage: The model's modules and parameters, by what they are for.
+        full: Whether all rows of every output are read instead of the leading ones.
+        sample: Whether a few values of each output are kept.
+        follow: Whether the calls between the modules are heard, too.
+    """
+
+    def __init__(
+        self, stage: Stage, *, full: bool = False, sample: bool = False, follow: bool = True
+    ) -> None:
+        super().__init__()
+        self.stage, self.full, self.sample, self.follow = stage, full, sample, follow
+        self.step = Step()
+        self._trails = Trails()
+        self._within: list[str] = []
+        self._made = 0
+        self._on = False
+        self._handles: list[Any] = []
+
+    def listen(self) -> None:
+        """Put the hooks on, enter the mode."""
+        self._on = True
+        for place in self.stage.places:
+            self._hook(place.module, place)
+        if not self.follow:
+            return
+        for name, module in self.stage.rooms:
+            self._handles.append(module.register_forward_pre_hook(self._enter(name)))
+            self._handles.append(module.register_forward_hook(self._leave(name)))
+        for name, module in self.stage.norms:
+            self._handles.append(module.register_forward_hook(self._normalized(name)))
+        for buffer in self.stage.constants:
+            self._trails[buffer] = CONSTANT
+        _push(self)
+
+    def rest(self) -> Step:
+        """Take everything away; what was heard."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self._on and self.follow:
+            self._exit()
+        self._on = False
+        self._trails.clear()
+        self._within = []
+        return self.step
+
+    def _exit(self) -> None:
+        """Leave the mode, whatever has been entered since and not left."""
+        above = []
+        stack = _modes()
+        while self in stack:
+            top = _pop()
+            stack.pop()
+            if top is self:
+                break
+            above.append(top)
+        for mode in reversed(above):
+            _push(mode)
+
+    def _deaf(self) -> bool:
+        """Whether this is not to be read: inside a backward pass it is a recomputation."""
+        deaf = not self._on or self.step.error is not None
+        return deaf or torch._C._current_graph_task_id() != -1
+
+    # Modules
+
+    def _hook(self, module: nn.Module, place: Place) -> None:
+        def read(_: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+            if self._deaf():
+                return
+            try:
+                with _aside():
+                    self._hear_module(place, args, kwargs, out)
+            except Exception as error:  # what is only looked at must not break a training
+                self.step.error = error
+
+        self._handles.append(module.register_forward_hook(read, with_kwargs=True))
+
+    def _hear_module(
+        self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        found = list(tensors(out.to_tuple() if hasattr(out, "to_tuple") else out))
+        taken = next(iter(signals((args, list(kwargs.values())))), None)
+        if not found or not ordinary(found[0]):
+            return
+        if place.is_layer:
+            self._made += 1
+            self._layer(place, taken, found[0])
+            for each in found:
+                self._trails[each] = Trail(self._made, place.name, straight=True)
+        elif not any(heard.place.owner == place.name for heard in self.step.layers.values()):
+            self._hear(place, found[0])
+
+    def _layer(self, place: Place, taken: Tensor | None, out: Tensor) -> None:
+        """A weight layer has run: `_made` is its number."""
+        self.step.last = place.name
+        first = place.name not in self.step.layers
+        heard = self._hear(place, out)
+        if not first or taken is None or not ordinary(taken):
+            return
+        heard.made = self._made
+        heard.took = self.step.ledger.note(rms(leading(taken.detach(), self.full)))
+        self._input(place.name, taken, place.channels, normalized=False)
+
+    def _hear(self, place: Place, out: Tensor) -> Heard:
+        step, name = self.step, place.name
+        if name in step.layers:  # a module used twice is read on its first call
+            return step.layers[name]
+        value = leading(out.detach(), self.full)
+        channels = place.channels and value.ndim > 2
+        heard = Heard(place, moments(step.ledger, value), out.numel())
+        if self.follow:
+            heard.samples = sample_cosine(step.ledger, value)
+            heard.units = unit_cosine(step.ledger, value, channels)
+        if self.sample:
+            step.samples[name] = value.flatten()[:_KEPT].float().clone()
+        step.layers[name] = heard
+        if out.requires_grad:
+
+            def read(grad: Tensor) -> None:
+                if self._on:
+                    heard.grad = step.ledger.note(euclidean(grad))
+
+            out.register_hook(read)  # type: ignore[no-untyped-call]
+        return heard
+
+    def _input(self, name: str, taken: Tensor, channels: bool, normalized: bool) -> bool:
+        """Read a layer's input if it came with the batch; whether it did."""
+        trail = self._trail(taken)
+        outside = not (trail.made or trail.learned) and taken.grad_fn is None
+        if outside and self.follow and not trail.normed and name not in self.step.inputs:
+            seen = read_input(self.step.ledger, taken.detach(), channels, normalized, self.full)
+            self.step.inputs[name] = seen
+        return outside
+
+    def _enter(self, name: str) -> Any:
+        def enter(*_: Any) -> None:
+            self._within.append(name)
+
+        return enter
+
+    def _leave(self, name: str) -> Any:
+        def leave(*_: Any) -> None:
+            while self._within and self._within.pop() != name:
+                pass  # what an exception has left
+
+        return leave
+
+    def _normalized(self, name: str) -> Any:
+        def read(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            if not self._deaf() and args and ordinary(args[0]) and ordinary(out):
+                with _aside():
+                    self._trails[out] = self._norm(name, args[0])
+
+        return read
+
+    def _norm(self, name: str, taken: Tensor) -> Trail:
+        trail = self._trail(taken)
+        if trail.straight and trail.layer is not None:
+            self.step.normalized.add(trail.layer)
+        normed = self._input(name, taken, taken.ndim > 2, normalized=True)
+        return trail._replace(straight=False, normed=normed)
+
+    # Calls
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run the call, hear what it is."""
+        kwargs = kwargs or {}
+        if func in OPENED:
+            with self:
+                return OPENED[func](*args, **kwargs)
+        out = func(*args, **kwargs)
+        made = isinstance(out, Tensor) or (isinstance(out, (tuple, list)) and bool(out))
+        if made and not self._deaf():
+            try:
+                with _aside():
+                    self._call(kind(func), args, kwargs, out)
+            except Exception as error:  # what is only looked at must not break a training
+                self.step.error = error
+        return out
+
+    def _trail(self, tensor: Tensor) -> Trail:
+        if isinstance(tensor, nn.Parameter):
+            return self.stage.owners.get(id(tensor), CONSTANT)
+        return self._trails[tensor]
+
+    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        results = signals((out,))
+        if not results:
+            return
+        given = signals((args, list(kwargs.values())))
+        trails = [self._trail(tensor) for tensor in given]
+        if name in FRESH or not given:
+            if self._within and not any(map(isinstance, args, (Tensor,) * len(args))):
+                trail = CONSTANT
+            else:
+                return
+        elif name in _LAYERS or name in PRODUCTS:
+            trail = self._product(name, given, trails, results[0])
+        elif name in LOOKUPS:
+            self._made += 1
+            trail = Trail(self._made)
+        elif name in NORMS:
+            room = self._within[-1] if self._within else ""
+            trail = self._norm(room, given[0])
+        else:
+            trail = merged(trails)
+            if name == "softmax" and trail.scores:
+                dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+                self._attention(softmax_scores(self.step.ledger, given[0], dim))
+            elif name == "scaled_dot_product_attention":
+                self._attention(product_scores(self.step.ledger, args, kwargs))
+            elif name in WATCHED and not trail.scores:
+                self._activation(name, args, kwargs, trail, results[0])
+            trail = trail._replace(
+                straight=trail.straight and name in _SAME,
+                scores=trail.scores and name in _SCORES,
+            )
+        if trail != Trail():
+            for result in results:
+                self._trails[result] = trail
+
+    def _product(self, name: str, given: list[Tensor], trails: list[Trail], out: Tensor) -> Trail:
+        flowing = [trail for trail in trails if not trail.learned]
+        owners = [trail.layer for trail in trails if trail.learned and trail.layer is not None]
+        if name not in _LAYERS and not (flowing and owners):
+            trail = merged(trails)
+            return trail._replace(straight=False, scores=len(flowing) > 1)
+        self._made += 1
+        owner = owners[0] if owners else None
+        place = self.stage.raw.get(owner) if owner is not None else None
+        if place is not None and ordinary(out):
+            taken = next(
+                (t for t, trail in zip(given, trails, strict=True) if not trail.learned), None
+            )
+            self._layer(place, taken, out)
+        return Trail(self._made, owner, straight=True)
+
+    def _attention(self, scores: Scores | None) -> None:
+        if scores is not None:
+            self.step.attentions.append((self._within[-1] if self._within else "", scores))
+
+    def _activation(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], trail: Trail, out: Tensor
+    ) -> None:
+        heard = self.step.layers.get(trail.layer or "")
+        if trail.layer is None or heard is None or heard.after is not None:
+            return
+        if heard.made != trail.made or not ordinary(out):
+            return
+        channels = heard.place.channels and out.ndim > 2
+        ledger = self.step.ledger
+        heard.after = activation(ledger, name, args, kwargs, out, channels, self.full)
+
+
+_push: Any = torch.overrides._push_mode
+_pop: Any = torch.overrides._pop_mode
+_modes: Any = torch.overrides._get_current_function_mode_stack
+_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+for _key in ("AutocastCUDA", "AutocastXPU", "AutocastMPS", "AutocastPrivateUse1"):
+    _KEYS = _KEYS | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _key))
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Reads that no mode, no autocast and no checkpoint's cache of results gets to see."""
+    with (
+        torch._C.DisableTorchFunction(),
+        torch._C._DisableTorchDispatch(),
+        torch._C._ExcludeDispatchKeyGuard(_KEYS),
+    ):
+        yield
