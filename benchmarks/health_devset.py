@@ -84,6 +84,8 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         out = self.net(x)
+        if not bool(out.isfinite().all()):  # torch's function raises where Keras gives NaN
+            return out.sum() * torch.nan
         if out.shape[1] == 1:
             return F.binary_cross_entropy(out[:, 0], y)
         if self.probabilities:  # Keras: outputs are divided by their sum, then -log
