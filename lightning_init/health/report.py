@@ -14,7 +14,7 @@ from typing import Any
 from lightning_init.architecture.readings import LayerReading, Readings, StepReading
 from lightning_init.health.attempts import Attempt
 from lightning_init.health.findings import Finding
-from lightning_init.health.layers import shorten as shorten, table, textbook as textbook
+from lightning_init.health.layers import table, textbook
 from lightning_init.health.marks import marks
 from lightning_init.health.page import page
 from lightning_init.health.words import baseline_note, finding as words, notes, wrapped
