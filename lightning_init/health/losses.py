@@ -11,14 +11,29 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lightning_init.architecture.aside import aside
 from lightning_init.architecture.readings import LossReading
 
-_CLASSES = {F.cross_entropy, F.nll_loss}
-_BINARY = {F.binary_cross_entropy_with_logits, F.binary_cross_entropy}
+Loss = Callable[..., Any]
+
+_CLASSES: tuple[Loss, ...] = (F.cross_entropy, F.nll_loss)
+_BINARY: tuple[Loss, ...] = (F.binary_cross_entropy_with_logits, F.binary_cross_entropy)
+_ERRORS: dict[Loss, str] = {
+    F.mse_loss: "squared error",
+    F.l1_loss: "absolute error",
+    F.smooth_l1_loss: "smooth absolute error",
+    F.huber_loss: "Huber loss",
+}
+_ROUNDING = 1e-3  # by which a row of probabilities may miss 1
+_ROUGH = 1e-2  # the same in half precision
 
 
 class LossWatch(TorchFunctionMode):
-    """Reads classification and squared-error losses that run inside the block.
+    """Reads classification and regression losses that run inside the block.
+
+    Attributes:
+        readings: One per call.
+        rows: Samples of the largest batch that a loss saw.
 
     Example:
         >>> with LossWatch() as watch:
@@ -34,7 +49,7 @@ class LossWatch(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Callable[..., Any],
+        func: Loss,
         types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
@@ -42,49 +57,62 @@ class LossWatch(TorchFunctionMode):
         """Run the call; if it is a loss, read it."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if func in _CLASSES or func in _BINARY or func is F.mse_loss:
-            reading = _read(func, out, args, kwargs)
+        if func in _CLASSES or func in _BINARY or func in _ERRORS:
+            with torch.no_grad(), aside():
+                reading = self._read(func, out, args, kwargs)
             self.readings += [] if reading is None else [reading]
-            target = args[1] if len(args) > 1 else kwargs.get("target")
-            if isinstance(target, Tensor) and target.ndim:
-                self.rows = max(self.rows, len(target))
         return out
 
-
-def _read(
-    func: Callable[..., Any], out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> LossReading | None:
-    inputs = args[0] if args else kwargs.get("input")
-    target = args[1] if len(args) > 1 else kwargs.get("target")
-    if not (isinstance(out, Tensor) and isinstance(inputs, Tensor) and isinstance(target, Tensor)):
-        return None
-    if not inputs.numel() or not target.numel():
-        return None
-    if kwargs.get("weight") is not None or kwargs.get("pos_weight") is not None:
-        return None  # weights change what chance means
-    with torch.no_grad():
+    def _read(
+        self, func: Loss, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> LossReading | None:
+        inputs = args[0] if args else kwargs.get("input")
+        target = args[1] if len(args) > 1 else kwargs.get("target")
+        if not (
+            isinstance(out, Tensor) and isinstance(inputs, Tensor) and isinstance(target, Tensor)
+        ):
+            return None
+        if not inputs.numel() or not target.numel():
+            return None
+        if target.ndim:
+            self.rows = max(self.rows, len(target))
+        if kwargs.get("weight") is not None or kwargs.get("pos_weight") is not None:
+            return None  # weights change what chance means
         if func in _CLASSES:
             return _classes(func, out, inputs, target, kwargs)
         values = target.detach().float()
-        per_element = _per_element(out, values.numel(), kwargs)
-        if func is F.mse_loss:
-            square, variance = float((values**2).mean()), float(values.var(correction=0))
-            return LossReading("squared error", per_element, square, variance, exact=False)
+        found = _facts(inputs, values) | {"outputs": _elementwise(inputs.detach().float())}
+        per_element = _per_element(out, inputs.numel(), kwargs)
+        if func in _ERRORS:
+            chance, prior = _constant(func, values, kwargs)
+            return LossReading(_ERRORS[func], per_element, chance, prior, exact=False, **found)
         share = float(values.mean())
-        return LossReading(
-            "binary cross-entropy", per_element, math.log(2), _entropy([share, 1 - share]), True
-        )
+        prior = _entropy([share, 1 - share])
+        kind = "binary cross-entropy"
+        kind += " with logits" if func is F.binary_cross_entropy_with_logits else ""
+        return LossReading(kind, per_element, math.log(2), prior, True, **found)
+
+
+def _constant(func: Loss, target: Tensor, kwargs: dict[str, Any]) -> tuple[float, float]:
+    """The loss of the answer 0, and of a good constant: the mean, or the median of the target."""
+    beta = {key: kwargs[key] for key in ("beta", "delta") if key in kwargs}
+    squared = func is F.mse_loss
+    best = target.mean() if squared else target.flatten().median()
+    answers = (torch.zeros_like(target), best.expand_as(target))
+    chance, prior = (float(func(answer, target, **beta)) for answer in answers)
+    return chance, prior
 
 
 def _classes(
-    func: Callable[..., Any], out: Tensor, inputs: Tensor, target: Tensor, kwargs: dict[str, Any]
+    func: Loss, out: Tensor, inputs: Tensor, target: Tensor, kwargs: dict[str, Any]
 ) -> LossReading | None:
-    classes = inputs.shape[1 if inputs.ndim > 1 else 0]
+    dim = 1 if inputs.ndim > 1 else 0
+    classes = inputs.shape[dim]
     if classes < 2:
         return None
     name = "cross-entropy" if func is F.cross_entropy else "negative log-likelihood"
     if target.is_floating_point():  # probabilities as targets
-        count, prior = target.numel() // classes, math.log(classes)
+        count, prior, valid = target.numel() // classes, math.log(classes), target
     else:
         valid = target[target != kwargs.get("ignore_index", -100)]
         count = valid.numel()
@@ -100,7 +128,50 @@ def _classes(
         math.log(classes),
         prior,
         exact=True,
+        outputs=_rowwise(inputs.detach().movedim(dim, -1)),
+        classes=classes,
+        **_facts(inputs, valid),
     )
+
+
+def _facts(outputs: Tensor, target: Tensor) -> dict[str, Any]:
+    """The ranges of outputs and targets, and how much the outputs differ between samples."""
+    values = outputs.detach().float()
+    low, high = values.aminmax()
+    least, most = target.aminmax()
+    rows = values.flatten(1) if values.ndim > 1 else values[:, None]
+    spread = rows.std(0, correction=0).mean() if len(rows) > 1 else torch.tensor(math.nan)
+    return {
+        "low": float(low),
+        "high": float(high),
+        "target_low": float(least),
+        "target_high": float(most),
+        "spread": float(spread),
+    }
+
+
+def _rowwise(rows: Tensor) -> str:
+    """What rows of outputs, one per sample, look like."""
+    miss = _ROUNDING if rows.dtype in (torch.float32, torch.float64) else _ROUGH
+    rows = rows.float()
+    sums = rows.sum(-1)
+    if bool((rows >= 0).all()) and bool(((sums - 1).abs() <= miss).all()):
+        return "probabilities"
+    if bool((rows <= 0).all()) and bool(((rows.exp().sum(-1) - 1).abs() <= miss).all()):
+        return "log-probabilities"
+    return _elementwise(rows)
+
+
+def _elementwise(values: Tensor) -> str:
+    """What outputs look like one by one: the end of a sigmoid, of a relu, or neither."""
+    if not bool(values.isfinite().all()):
+        return "logits"
+    low, high = values.aminmax()
+    if bool(low == 0) and bool(high > 0):  # all zeros are the logits of a zero head
+        return "nonnegative"
+    if bool(low > 0) and bool(high <= 1):
+        return "fractions"
+    return "logits"
 
 
 def _per_element(out: Tensor, count: int, kwargs: dict[str, Any]) -> float:
