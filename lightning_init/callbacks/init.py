@@ -254,7 +254,8 @@ class InitCallback(Callback):
             return ()
         look = partial(self.monitor.look_again, trainer, pl_module, batch)
         steps = rungs(self.ladder, [placed.strategy], placed.plan)
-        forward = training_forward(pl_module, batch)
+        # The batch that the first initialization has seen, where that can be had.
+        forward = placed.forward(trainer, pl_module) or training_forward(pl_module, batch)
         rescue = Rescue(placed, look, self._say)
         attempts = rescue(trainer, pl_module, forward, report, steps, self.max_rescues)
         self._seal(trainer, pl_module, placed)

@@ -22,7 +22,7 @@ from lightning_init.callbacks.board import Board
 from lightning_init.callbacks.logs import write_json
 from lightning_init.callbacks.record import Record
 from lightning_init.callbacks.schedule import BESIDE, EVERY, RARELY, ends_window, sampled
-from lightning_init.callbacks.watch import Watch, gradient_scale, weight_samples
+from lightning_init.callbacks.watch import Watch, weight_samples
 from lightning_init.health.attempts import Attempt
 from lightning_init.health.registry import Profile, Rules, rules
 from lightning_init.health.report import Report
@@ -140,7 +140,7 @@ class HealthMonitor(Callback):
     ) -> None:
         """Read gradients: here they are unscaled and not yet clipped."""
         if self._reading and self._watch is not None:
-            self._watch.gradients(optimizer, gradient_scale(trainer, optimizer))
+            self._watch.update(optimizer)
 
     def on_train_batch_end(
         self,
@@ -153,9 +153,9 @@ class HealthMonitor(Callback):
         """Judge what was read, act, and let go after the last watched step."""
         if not self._watching:
             return
-        self.record.end(self._step, outputs, trainer.accumulate_grad_batches)
+        self.record.end(self._step, outputs, _accumulated(trainer, pl_module))
         if self._reading and self._watch is not None:
-            reading = self._watch.read(self._step, trainer.optimizers)
+            reading = self._watch.read(self._step, trainer)
             self.record.steps += (reading,)
             self._board.log_step(trainer, reading, self._watch.samples)
         last = self._step + 1 >= self.steps
@@ -214,7 +214,7 @@ class HealthMonitor(Callback):
 
     def _is_read(self, trainer: pl.Trainer, module: pl.LightningModule, batch_idx: int) -> bool:
         """Whether this batch is one of those that are read: the last of a sampled update."""
-        count = trainer.accumulate_grad_batches if module.automatic_optimization else 1
+        count = _accumulated(trainer, module)
         if not ends_window(batch_idx, count, trainer.is_last_batch):
             return False
         self._window += 1
@@ -225,7 +225,7 @@ class HealthMonitor(Callback):
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
         watch = self._watch = self._watch or Watch(pl_module, self.plan, self._board.wants(trainer))
-        watch.clear()
+        watch.begin(trainer, _accumulated(trainer, pl_module))
         if not watch.compiled:
             watch.start()
         elif self._window in BESIDE:
@@ -279,3 +279,8 @@ class HealthMonitor(Callback):
                 f"on_unhealthy={other!r}: give {ours!r} to the InitCallback"
             )
         return watching[-1]
+
+
+def _accumulated(trainer: pl.Trainer, module: pl.LightningModule) -> int:
+    """Batches whose gradients Lightning sums before it steps."""
+    return trainer.accumulate_grad_batches if module.automatic_optimization else 1

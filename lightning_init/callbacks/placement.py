@@ -62,7 +62,7 @@ class Placement:
         """At `Callback.setup`: write what exists; the rest as soon as the module has built it."""
         hook = builds_later(module)
         if hook is None:
-            self._write(module, self._forward(trainer, module))
+            self._write(module, self.forward(trainer, module))
             return
         # What exists now may be copied by other callbacks; the whole is done when it is built.
         self.missing = "the module builds layers later"
@@ -71,7 +71,7 @@ class Placement:
 
         def rest() -> None:
             self._remove = None
-            self._write(module, self._forward(trainer, module))
+            self._write(module, self.forward(trainer, module))
 
         self._remove = after(module, hook, rest)
 
@@ -117,7 +117,8 @@ class Placement:
             self._remove()
             self._remove = None
 
-    def _forward(self, trainer: pl.Trainer, module: pl.LightningModule) -> Forward | None:
+    def forward(self, trainer: pl.Trainer, module: pl.LightningModule) -> Forward | None:
+        """A forward pass before training; None if there is no batch for it."""
         if self.strategy == InitSpec("keep"):  # nothing is decided, so nothing needs to be seen
             self.missing = ""
             return None

@@ -14,7 +14,6 @@ from lightning_init.architecture.readings import Readings, StepReading
 from lightning_init.callbacks.agree import Agreement
 from lightning_init.callbacks.forward import training_forward
 from lightning_init.callbacks.tally import Tally
-from lightning_init.callbacks.watch import eager
 from lightning_init.health.attempts import Attempt
 from lightning_init.health.audit import audit
 from lightning_init.health.findings import Finding
@@ -54,9 +53,8 @@ class Record:
             self.miss("first batch: lazy layers have no weights yet")
             return
         try:
-            with eager():
-                forward = training_forward(module, batch)
-                self._first = audit(module, forward, plan=plan, detectors=[]).readings
+            forward = training_forward(module, batch)
+            self._first = audit(module, forward, plan=plan, detectors=[]).readings
         except Exception as error:
             self.miss(f"first batch: the audit could not run ({error})")
         self.steps = self._first.steps
@@ -81,7 +79,7 @@ class Record:
             steps=self.steps,
             loss={**self._first.loss, **self.tally.loss},
             skips_allowed=scaler is not None,
-            bad_batches=self.tally.bad_batches,
+            bad_batches=tuple(sorted({*self._first.bad_batches, *self.tally.bad_batches})),
             lr=dict(self.tally.lr),
         )
         found = self._agree(trainer, examine(seen, self.rules), last)

@@ -48,7 +48,8 @@ class Tally:
         """Before a step: look at its batch, and at what it will step with."""
         if (total := _total(batch)) is not None:
             self._waiting.append((None, step, total))
-        rates = [group["lr"] for each in optimizers for group in each.param_groups]
+        groups = [group for each in optimizers for group in each.param_groups]
+        rates = [group["lr"] for group in groups if "lr" in group]
         plain = [float(rate) for rate in rates if not isinstance(rate, Tensor)]
         held = [rate.detach().float().max() for rate in rates if isinstance(rate, Tensor)]
         if held:  # optimizers for CUDA graphs keep it on the device

@@ -7,9 +7,10 @@ training, in which nothing changes.
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,8 +20,9 @@ from torch.optim import Optimizer
 
 from lightning_init.architecture.names import named_tensors
 from lightning_init.architecture.preserve import preserved
-from lightning_init.architecture.probe import Probe, euclidean, weights
-from lightning_init.architecture.readings import LayerReading, StepReading
+from lightning_init.architecture.probe import Probe, is_compiled
+from lightning_init.architecture.readings import StepReading
+from lightning_init.architecture.trace import eager
 from lightning_init.callbacks.forward import training_forward
 from lightning_init.strategies.plan import Plan
 
@@ -40,27 +42,39 @@ class Watch:
     """
 
     def __init__(self, module: pl.LightningModule, plan: Plan | None, samples: bool) -> None:
-        self.compiled = is_compiled(module)
         self.samples: dict[str, Tensor] = {}
         self._module, self._keeps = module, samples
-        self._probe: Probe | None = None
-        self._layers: tuple[LayerReading, ...] = ()
-        self._gradients: dict[int, Tensor] = {}
+        self._probe = Probe(module, plan)
+        self._frames = _compiled_frames()
         self._seen: set[int] = set()
+        self._scale, self._loss_scale = 1.0, 1.0
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the module, or whatever it calls, is compiled."""
+        return is_compiled(self._module) or _compiled_frames() > self._frames
+
+    def begin(self, trainer: pl.Trainer, accumulated: int) -> None:
+        """Before any batch that is read: forget the one before.
+
+        Args:
+            trainer: Its gradient scaler multiplies the loss.
+            accumulated: Lightning divides the loss by it.
+        """
+        self.samples, self._seen = {}, set()
+        self._scale = _scale(trainer)
+        self._loss_scale = self._scale / accumulated
 
     def start(self) -> None:
-        """Before a batch that is read in the training pass."""
-        self.clear()
-        self._probe = Probe(self._module, sample=self._keeps)
-        self._probe.active = True
+        """Read the batch that begins in the training pass."""
+        self._probe.start(sample=self._keeps)
 
     def beside(self, batch: Any) -> None:
         """Read a batch in an eager pass of its own."""
-        self.clear()
-        self._probe = Probe(self._module, sample=self._keeps)
+        self._loss_scale = 1.0
         try:
             with preserved(self._module), eager(), torch.enable_grad():
-                self._probe.active = True
+                self._probe.start(sample=self._keeps)
                 loss = training_forward(self._module, batch)()
                 wanted = [p for p in self._module.parameters() if p.requires_grad]
                 if isinstance(loss, Tensor) and loss.requires_grad and loss.numel() == 1:
@@ -68,51 +82,63 @@ class Watch:
         finally:
             self.stop()
 
-    def gradients(self, optimizer: Optimizer, scale: float) -> None:
-        """Where gradients are unscaled and not yet clipped: before an optimizer's first step.
+    def update(self, optimizer: Optimizer) -> None:
+        """Before an optimizer's first step, where gradients are not yet clipped.
 
-        Args:
-            optimizer: The one that is about to step; later steps of the same batch are not read.
-            scale: What its gradients are still multiplied by.
+        Later steps of the same batch are not read: what they show is no more the batch's own.
         """
         if id(optimizer) in self._seen:
             return
         self._seen.add(id(optimizer))
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._gradients[id(parameter)] = euclidean(parameter.grad) / scale
+        # Most optimizers step on gradients that are unscaled by now; some do that themselves.
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        scale = self._scale if fused else 1.0
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        held = [parameter for parameter in held if parameter.grad is not None]
+        self._probe.gradients(held, scale)
+        self._probe.before_update(held)
         if self._keeps:
-            self._keep_gradients(scale)
+            self._keep_gradients(held, scale)
 
     def stop(self) -> None:
         """Take every hook off the model."""
-        if self._probe is not None:
-            self._layers = self._probe.layers()
-            self.samples |= {f"outputs/{n}": value for n, value in self._probe.samples.items()}
-            self._probe.remove()
-            self._probe = None
+        self._probe.stop()
 
-    def read(self, step: int, optimizers: Iterable[Optimizer]) -> StepReading:
+    def read(self, step: int, trainer: pl.Trainer) -> StepReading:
         """What was seen of the batch that has just ended; one transfer to the host."""
         self.stop()
-        del optimizers
-        read = weights(self._module, None, self._gradients)
         if self._keeps:
+            self.samples |= {f"outputs/{n}": value for n, value in self._probe.samples.items()}
             self.samples |= weight_samples(self._module)
-        return StepReading(step, self._layers, read)
+        reading = self._probe.step(step, rates(trainer.optimizers), loss_scale=self._loss_scale)
+        if _scale(trainer) < self._scale:  # the scaler has skipped the update
+            still = tuple(replace(weight, update=math.nan) for weight in reading.weights)
+            return replace(reading, weights=still)
+        return reading
 
-    def clear(self) -> None:
-        """Forget the batch that was read last."""
-        self.samples, self._layers = {}, ()
-        self._gradients, self._seen = {}, set()
-
-    def _keep_gradients(self, scale: float) -> None:
+    def _keep_gradients(self, held: list[Tensor], scale: float) -> None:
+        ids = {id(parameter) for parameter in held}
         for names, parameter in named_tensors(self._module):
-            if parameter.grad is not None and parameter.ndim > 1 and not parameter.grad.is_sparse:
-                self.samples.setdefault(
-                    f"gradients/{names[0]}", _some(parameter.grad).float() / scale
-                )
+            grad = parameter.grad
+            if id(parameter) in ids and grad is not None and grad.ndim > 1 and not grad.is_sparse:
+                self.samples[f"gradients/{names[0]}"] = _some(grad).float() / scale
+
+
+def rates(optimizers: Iterable[Optimizer]) -> dict[int, float]:
+    """`id(parameter)` -> its learning rate.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(1))
+        >>> list(rates([torch.optim.SGD([weight], lr=0.1)]).values())
+        [0.1]
+    """
+    return {
+        id(parameter): float(group["lr"])
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        if "lr" in group
+        for parameter in group["params"]
+    }
 
 
 def weight_samples(module: pl.LightningModule) -> dict[str, Tensor]:
@@ -130,29 +156,13 @@ def _some(tensor: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // _KEPT) | 1].clone()
 
 
-def is_compiled(module: pl.LightningModule) -> bool:
-    """Whether a module, or a part of it, is compiled."""
-    return bool(getattr(module, "_compiler_ctx", None)) or any(
-        hasattr(child, "_orig_mod") or getattr(child, "_compiled_call_impl", None) is not None
-        for child in module.modules()
-    )
+def _compiled_frames() -> int:
+    """How many pieces of code have been compiled in this process."""
+    counters = getattr(sys.modules.get("torch._dynamo.utils"), "counters", {})
+    return int(counters["frames"]["total"]) if "frames" in counters else 0
 
 
-@contextmanager
-def eager() -> Iterator[None]:
-    """Run compiled code as it was written, without compiling anything."""
-    stance: Callable[[str], Any] | None = getattr(torch.compiler, "set_stance", None)
-    # Nothing can be compiled before torch has loaded its compiler, which takes seconds.
-    if stance is None or "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with stance("force_eager"):
-        yield
-
-
-def gradient_scale(trainer: pl.Trainer, optimizer: Optimizer) -> float:
-    """What the gradients are still multiplied by: optimizers that unscale inside their step."""
+def _scale(trainer: pl.Trainer) -> float:
+    """What a gradient scaler multiplies the loss by, 1 without one."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
-        return 1.0
-    return float(scaler.get_scale())
+    return 1.0 if scaler is None else float(scaler.get_scale())

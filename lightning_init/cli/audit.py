@@ -8,11 +8,14 @@ from pathlib import Path
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_init.cli.options import configured_spec, job_for, one_batch, spec_from
+from lightning_init.callbacks.baseline import ShallowBaseline
+from lightning_init.cli.options import configured_spec, job_for, spec_from, watched
 from lightning_init.health.compare import Comparison
 from lightning_init.health.report import Report
 from lightning_init.search.job import ConfigError, Job
 from lightning_init.strategies.spec import InitSpec
+
+_STEPS = 100
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -26,6 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     job = job_for("audit", arguments, _options)
     specs = _specs(job)
+    _steps(job)
     out = _out(job)
     reports = {name: _audited(job, name, spec) for name, spec in specs.items()}
     found = Comparison(reports)
@@ -66,10 +70,25 @@ def _out(job: Job) -> list[Path]:
 
 
 def _audited(job: Job, name: str, spec: InitSpec) -> Report:
-    seen = one_batch(job, spec, monitor_steps=1, loss_steps=1)
+    steps = _steps(job)
+    twin = ShallowBaseline()
+    others = [twin] if job.config.get("baseline") else []
+    seen = watched(job, spec, steps, *others, monitor_steps=steps, loss_steps=steps)
     if seen.report is None:
         raise ValueError(f"{name}: the batch could not be audited")
-    return seen.report
+    return twin.judged(seen.report) if others else seen.report
+
+
+def _steps(job: Job) -> int:
+    """One batch, or as many steps as the baseline trains."""
+    steps: int | None = job.config.get("steps")
+    if steps is None:
+        return _STEPS if job.config.get("baseline") else 1
+    if not job.config.get("baseline"):
+        raise ConfigError("--steps goes with --baseline: an audit reads one batch")
+    if steps < 20:
+        raise ConfigError(f"`--steps >= 20` must hold, but got {steps}: fewer tell nothing")
+    return steps
 
 
 def _options(parser: LightningArgumentParser) -> None:
@@ -80,6 +99,12 @@ def _options(parser: LightningArgumentParser) -> None:
         type=str,
         help="name or file; repeatable, then side by side; default keep",
     )
+    add(
+        "--baseline",
+        action="store_true",
+        help="train it, and one hidden layer beside it on the same batches: is depth worse?",
+    )
+    add("--steps", type=int | None, help=f"training steps with --baseline (default {_STEPS})")
     add(
         "--out", type=str | None, help="FILE.json, FILE.html (with the plots), or a folder for both"
     )

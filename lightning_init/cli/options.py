@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_init.callbacks.init import InitCallback
@@ -61,7 +62,21 @@ def configured_spec(job: Job) -> InitSpec | None:
 
 
 def one_batch(job: Job, spec: InitSpec, **callback: Any) -> InitCallback:
-    """Build everything afresh, train one batch, and return the callback that saw it.
+    """Build everything afresh, train one batch, and return the callback that saw it; see `watched`."""
+    return watched(job, spec, 1, **callback)
+
+
+def watched(
+    job: Job, spec: InitSpec, steps: int, *others: Callback, **callback: Any
+) -> InitCallback:
+    """Build everything afresh, train some steps, and return the callback that saw them.
+
+    Args:
+        job: The configuration.
+        spec: How weights are drawn.
+        steps: Training steps, at least 1.
+        others: More callbacks.
+        callback: Arguments of the InitCallback.
 
     Raises:
         ConfigError: If there is no training data.
@@ -71,9 +86,10 @@ def one_batch(job: Job, spec: InitSpec, **callback: Any) -> InitCallback:
     model, data, trainer = job.build(
         seed if isinstance(seed, int) and not isinstance(seed, bool) else 0,
         {},
-        [seen],
+        [seen, *others],
         **SHORT,
-        max_steps=1,
+        max_steps=steps,
+        max_epochs=-1,
         limit_val_batches=0,
     )
     require_data(model, data)

@@ -59,7 +59,7 @@ class Comparison:
             for index, finding in enumerate(report.findings, start=1):
                 found += [*words(finding, index, name), ""]
         for name, report in self.reports.items():
-            for line in (*report.blind, report.summary()):
+            for line in (*report.remarks(), report.summary()):
                 found += wrapped(f"{name}: {line}")
         return "\n".join(found)
 

@@ -7,6 +7,7 @@ against the plan that drew them) or unarguable (NaN). The textbook's absolute li
 
 from lightning_init.health import (
     attention,
+    baseline,
     course,
     gradients,
     growth,
@@ -16,6 +17,7 @@ from lightning_init.health import (
     numbers,
     peers,
     planned,
+    plateau,
     samples,
     start,
     textbook,
@@ -26,5 +28,5 @@ from lightning_init.health import (
 BUILT_IN = (
     *(numbers, planned, growth, start, course),
     *(inputs, peers, units, attention, samples, gradients, textbook),
-    *(mismatch, norms, updates),
+    *(mismatch, norms, updates, plateau, baseline),
 )

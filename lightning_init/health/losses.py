@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_init.architecture.aside import aside
 from lightning_init.architecture.readings import LossReading
+from lightning_init.health.given import given
 
 Loss = Callable[..., Any]
 
@@ -24,8 +25,6 @@ _ERRORS: dict[Loss, str] = {
     F.smooth_l1_loss: "smooth absolute error",
     F.huber_loss: "Huber loss",
 }
-_ROUNDING = 1e-3  # by which a row of probabilities may miss 1
-_ROUGH = 1e-2  # the same in half precision
 
 
 class LossWatch(TorchFunctionMode):
@@ -81,12 +80,14 @@ class LossWatch(TorchFunctionMode):
         if func in _CLASSES:
             return _classes(func, out, inputs, target, kwargs)
         values = target.detach().float()
-        found = _facts(inputs, values) | {"outputs": _elementwise(inputs.detach().float())}
+        low, high = values.aminmax()
+        found: dict[str, Any] = {**given(inputs)}
+        found |= {"target_low": float(low), "target_high": float(high)}
         per_element = _per_element(out, inputs.numel(), kwargs)
         if func in _ERRORS:
             chance, prior = _constant(func, values, kwargs)
             return LossReading(_ERRORS[func], per_element, chance, prior, exact=False, **found)
-        share = float(values.mean())
+        share = min(max(float(values.mean()), 0.0), 1.0)
         prior = _entropy([share, 1 - share])
         kind = "binary cross-entropy"
         kind += " with logits" if func is F.binary_cross_entropy_with_logits else ""
@@ -128,50 +129,11 @@ def _classes(
         math.log(classes),
         prior,
         exact=True,
-        outputs=_rowwise(inputs.detach().movedim(dim, -1)),
         classes=classes,
-        **_facts(inputs, valid),
+        target_low=float(valid.min()),
+        target_high=float(valid.max()),
+        **given(inputs, classes),
     )
-
-
-def _facts(outputs: Tensor, target: Tensor) -> dict[str, Any]:
-    """The ranges of outputs and targets, and how much the outputs differ between samples."""
-    values = outputs.detach().float()
-    low, high = values.aminmax()
-    least, most = target.aminmax()
-    rows = values.flatten(1) if values.ndim > 1 else values[:, None]
-    spread = rows.std(0, correction=0).mean() if len(rows) > 1 else torch.tensor(math.nan)
-    return {
-        "low": float(low),
-        "high": float(high),
-        "target_low": float(least),
-        "target_high": float(most),
-        "spread": float(spread),
-    }
-
-
-def _rowwise(rows: Tensor) -> str:
-    """What rows of outputs, one per sample, look like."""
-    miss = _ROUNDING if rows.dtype in (torch.float32, torch.float64) else _ROUGH
-    rows = rows.float()
-    sums = rows.sum(-1)
-    if bool((rows >= 0).all()) and bool(((sums - 1).abs() <= miss).all()):
-        return "probabilities"
-    if bool((rows <= 0).all()) and bool(((rows.exp().sum(-1) - 1).abs() <= miss).all()):
-        return "log-probabilities"
-    return _elementwise(rows)
-
-
-def _elementwise(values: Tensor) -> str:
-    """What outputs look like one by one: the end of a sigmoid, of a relu, or neither."""
-    if not bool(values.isfinite().all()):
-        return "logits"
-    low, high = values.aminmax()
-    if bool(low == 0) and bool(high > 0):  # all zeros are the logits of a zero head
-        return "nonnegative"
-    if bool(low > 0) and bool(high <= 1):
-        return "fractions"
-    return "logits"
 
 
 def _per_element(out: Tensor, count: int, kwargs: dict[str, Any]) -> float:

@@ -90,8 +90,8 @@ def _said(name: str, report: Report) -> Iterator[str]:
     worst = report.worst.severity if report.worst else "healthy"
     said = f"<b>{html.escape(name)}</b>: " if name else ""
     yield f"<p class='verdict {worst}'>{said}{html.escape(report.summary())}</p>"
-    for line in report.blind:
-        yield f"<p class='note'>not watched: {html.escape(line)}</p>"
+    for line in report.remarks():
+        yield f"<p class='note'>{html.escape(line)}</p>"
     for index, finding in enumerate(report.findings, start=1):
         yield from _finding(index, finding)
 

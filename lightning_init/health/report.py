@@ -17,7 +17,7 @@ from lightning_init.health.findings import Finding
 from lightning_init.health.layers import shorten as shorten, table, textbook as textbook
 from lightning_init.health.marks import marks
 from lightning_init.health.page import page
-from lightning_init.health.words import finding as words, notes, wrapped
+from lightning_init.health.words import baseline_note, finding as words, notes, wrapped
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,11 @@ class Report:
         """
         write(path, {"": self}, self.to_dict())
 
+    def remarks(self) -> tuple[str, ...]:
+        """What could not be watched, and what a shallow model reached where one was trained."""
+        twin = self.readings.baseline
+        return (*self.blind, *([baseline_note(twin)] if twin is not None else []))
+
     def summary(self) -> str:
         """How many findings of which severity, in one line.
 
@@ -123,7 +128,7 @@ class Report:
         for index, finding in enumerate(self.findings, start=1):
             found += ["", *words(finding, index)]
         found += [""] if found else []
-        for line in (*self.blind, self.summary()):
+        for line in (*self.remarks(), self.summary()):
             found += wrapped(line)
         return "\n".join(found)
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from lightning_init.architecture.readings import AttentionReading, InputReading, StepReading
+from lightning_init.architecture.readings import (
+    AttentionReading,
+    BaselineReading,
+    InputReading,
+    StepReading,
+)
 from lightning_init.health.findings import Finding
 from lightning_init.health.layers import WIDTH, number, textbook
 
@@ -111,6 +116,27 @@ def attention_note(attentions: Sequence[AttentionReading]) -> str:
     return (
         f"attention ({count} softmax{'es' * (count > 1)}): entropy {low:.2f} to {high:.2f} of "
         f"uniform, logits up to {number(largest)}"
+    )
+
+
+def baseline_note(twin: BaselineReading) -> str:
+    """What a shallow model reached, beside what the user's did.
+
+    Example:
+        >>> baseline_note(BaselineReading({0: 2.3, 9: 2.2}, {0: 2.4, 9: 0.3}, 64))
+        'baseline, 10 steps: loss 2.4 -> 0.3 with one hidden layer of 64 units, 2.3 -> 2.2 with the model'
+    """
+    steps = sorted(twin.deep.keys() & twin.shallow.keys())
+    if not steps:
+        return "baseline: no step was trained"
+    first, last = steps[0], steps[-1]
+
+    def course(losses: Mapping[int, float]) -> str:
+        return f"{losses[first]:.4g} -> {losses[last]:.4g}"
+
+    return (
+        f"baseline, {last - first + 1} steps: loss {course(twin.shallow)} with one hidden layer of "
+        f"{twin.width} units, {course(twin.deep)} with the model"
     )
 
 

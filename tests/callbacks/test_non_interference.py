@@ -200,6 +200,7 @@ class Teaches(Digits):
         return self.loss(batch) + self.queue[-1] * self.net[-1].weight.square().sum()
 
 
+@pytest.mark.filterwarnings("ignore:lightning_init. WARNING frozen_layers")  # the teacher
 @pytest.mark.parametrize("strategy", ["keep", "constant"])
 def test_a_step_that_writes_weights_and_state_trains_the_same(strategy: str) -> None:
     def run(*callbacks: pl.Callback) -> Any:

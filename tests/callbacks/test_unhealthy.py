@@ -108,7 +108,7 @@ def test_nan_that_comes_later_is_found_where_and_when_it_comes() -> None:
                 pl_module.net[2].weight.data[0, 0] = torch.nan
 
     callback, steps = InitCallback("keep", on_unhealthy="raise"), Steps()
-    with pytest.raises(UnhealthyError, match=r"non_finite at net\.2, step 5"):
+    with pytest.raises(UnhealthyError, match=r"non_finite at net\.2 \(keep\), step 5"):
         nets.fit(Digits(mlp()), Breaks(), callback, steps, max_steps=12)
     assert steps.batches == 5
 

@@ -131,6 +131,40 @@ def test_audit_of_several_fails_if_one_does(capsys, tmp_path):
     assert "\nkeep: unhealthy: " in text
 
 
+@pytest.mark.slow
+def test_audit_with_a_baseline_says_that_depth_is_worse(capsys):
+    arguments = ["audit", "--config", CONFIG, "--baseline", "--steps=60", "--json"]
+    arguments += ["--strategy=keep", "--strategy=orthogonal"]
+    found = json.loads(said(capsys, *arguments, code=1))
+    twins = {name: report["baseline"] for name, report in found.items()}
+    assert all(len(twin["deep"]) == len(twin["shallow"]) == 60 for twin in twins.values())
+    # The one hidden layer does not know how the deep model was drawn.
+    assert twins["keep"]["shallow"] == twins["orthogonal"]["shallow"]
+    assert twins["keep"]["shallow"]["59"] < 0.7 < 2 < twins["keep"]["deep"]["59"]
+    named = {
+        name: [(f, *f["consequences"]) for f in report["findings"]]
+        for name, report in found.items()
+    }
+    detectors = {
+        name: {one["detector"] for group in groups for one in group}
+        for name, groups in named.items()
+    }
+    assert "worse_than_shallow" in detectors["keep"]
+    assert "worse_than_shallow" not in detectors["orthogonal"]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--steps=50"], "--steps goes with --baseline"),
+        (["--baseline", "--steps=3"], "steps >= 20"),
+    ],
+)
+def test_audit_says_which_steps_are_legal(capsys, options, why):
+    assert main(["audit", "--config", CONFIG, *options]) == 2
+    assert why in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["audit.json", "audit.html", "folder"])
 def test_audit_writes_where_it_is_told(capsys, tmp_path, name):
     said(capsys, "audit", "--config", CONFIG, DEPTH, "--strategy=auto", f"--out={tmp_path / name}")

@@ -128,7 +128,7 @@ def test_one_file_with_everything(tmp_path: Path) -> None:
         assert title in parser.titles
     assert "it is &lt;b&gt;1&lt;/b&gt;" in text
     assert "lr=0.1 &amp; &lt;/script&gt;" in text
-    assert "not watched: loss: &lt;none&gt;" in text
+    assert ">loss: &lt;none&gt;<" in text
     assert "saturated_units" in text
     rows = {row[0]: row for row in parser.rows if row}
     assert rows["net.2"][-1] == "error [1]"
