@@ -73,7 +73,8 @@ def audit(
             samples = probe.samples
             reading = probe.step(0, grads=grads, losses=tuple(losses.readings))
         # A loss may refuse NaN: then what brought it about is the finding.
-        if failure is not None and all(one.finite for one in (*reading.layers, *reading.inputs)):
+        fed = all(one.finite for one in reading.inputs)
+        if failure is not None and fed and all(one.finite for one in reading.layers):
             raise failure
     finally:
         probe.stop()
