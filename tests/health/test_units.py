@@ -220,11 +220,12 @@ def test_samples_that_are_alike(
 
 
 @pytest.mark.parametrize(
-    ("mean", "expected"), [(0.99902**0.5, "warning"), (0.99898**0.5, "info"), (0.9, None)]
+    ("mean", "expected"), [(0.99902**0.5, "error"), (0.99898**0.5, "info"), (0.9, None)]
 )
 def test_one_number_per_sample_has_a_sign_in_common(mean: float, expected: str | None) -> None:
     out = layer("out", sample_cosine=1.0, mean=mean, rms=1.0, std=(1 - mean**2) ** 0.5)
-    assert severity("collapsed_samples", at(step(layers=[out]))) == expected
+    readings = at(step(layers=[out]), step(20, layers=[out]), loss=FLAT)
+    assert severity("collapsed_samples", readings) == expected
 
 
 @pytest.mark.parametrize(
