@@ -17,6 +17,7 @@ from lightning_init.health.evidence import ranked
 from lightning_init.health.findings import Cause, Finding, Severity, found
 from lightning_init.health.motion import ceiling, settled, typical_ratios
 from lightning_init.health.registry import Factor, Share, detector
+from lightning_init.health.samples import likeness
 
 
 @detector(order=64)
@@ -67,7 +68,7 @@ def _companion(readings: Readings, after: int) -> str:
         if reading.step < max(after, 10):
             return ""
         outputs = [layer for layer in reading.layers if layer.is_output]
-        if any(layer.sample_cosine > 0.999 and layer.rms > 0 for layer in outputs):
+        if any(likeness(layer) > 0.999 and layer.rms > 0 for layer in outputs):
             return f"; at step {reading.step} the outputs of all samples are alike"
         grads = [
             weight.grad_rms
