@@ -160,9 +160,7 @@ def _crash(readings: Readings, flat: int, factor: float = 3.0) -> tuple[int, flo
     for index, (step, loss) in enumerate(course):
         if len(losses) >= flat and not loss <= top:
             level = median(losses[-flat:])
-            following = [one for _, one in course[index : index + 3]]
-            stays = len(following) == 3 and all(one > factor * level for one in following)
-            if level > 0 and (not math.isfinite(loss) or stays):
+            if level > 0 and not loss <= factor * level and _lost(course[index:], factor * level):
                 # The last steps before a crash may rise already.
                 count = _flat_for(losses[:-3])
                 return (step, level, count) if count >= flat - 3 and level > 0.8 * top else None
@@ -170,6 +168,13 @@ def _crash(readings: Readings, flat: int, factor: float = 3.0) -> tuple[int, flo
             return None
         losses.append(loss)
     return None
+
+
+def _lost(course: Sequence[tuple[int, float]], high: float) -> bool:
+    """Whether a loss that has risen does not come back: three high ones, or soon not a number."""
+    coming = [loss for _, loss in course[:10]]
+    stays = len(coming) > 2 and all(loss > high for loss in coming[:3])
+    return stays or not all(map(math.isfinite, coming))
 
 
 def _flat_for(losses: Sequence[float]) -> int:
