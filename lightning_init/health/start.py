@@ -8,7 +8,7 @@ from typing import Annotated
 
 from lightning_init.architecture.arguments import Range
 from lightning_init.architecture.readings import LossReading, Readings
-from lightning_init.health.evidence import ranked
+from lightning_init.health.evidence import ranked, suspicions
 from lightning_init.health.findings import Cause, Finding, Severity, found
 from lightning_init.health.registry import Factor, Share, detector
 
@@ -55,9 +55,10 @@ def initial_loss(
     readings: Readings,
     *,
     low: Share = 0.5,
-    high: Factor = 1.5,
+    high: Factor = 3.0,
     note_low: Share = 0.8,
-    note_high: Factor = 1.3,
+    note_high: Factor = 1.5,
+    suspected: Factor = 1.5,
     excess: Annotated[float, Range(0.0, 100.0)] = 1.0,
     order_of_magnitude: Factor = 10.0,
 ) -> Iterator[Finding]:
@@ -69,6 +70,7 @@ def initial_loss(
         high: Factor above chance from which it is an error.
         note_low: Fraction of chance below which it is a warning.
         note_high: Factor above chance from which it is a warning.
+        suspected: Factor that is an error if data or weights are too large, too.
         excess: Nats above chance that an error needs too, a warning half of them: with two classes
             a factor is soon reached.
         order_of_magnitude: Factor from which regression, whose outputs add their own variance, is
@@ -84,7 +86,7 @@ def initial_loss(
             floor = min(loss.chance, loss.prior)
             below = loss.value / floor if floor > 0 else math.inf
             over = loss.value - loss.chance if loss.exact else math.inf
-            upper = (high, note_high)
+            upper = (suspected if _too_large(readings) else high, note_high)
             if not loss.exact:
                 upper = (order_of_magnitude**3, order_of_magnitude)
             if above > upper[1] and over > excess / 2:
@@ -96,6 +98,11 @@ def initial_loss(
                 limit = low if below < low else note_low
                 yield _start(readings, "error" if below < low else "warning", loss, below, limit)
                 return
+
+
+def _too_large(readings: Readings) -> bool:
+    """Whether the readings speak for data or weights that are out of scale."""
+    return any(cause.name in ("data scale", "init scale") for _, cause in suspicions(readings))
 
 
 def _start(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lightning_init.architecture.readings import (
+    InputReading,
     LayerReading,
     LossReading,
     Readings,
@@ -250,10 +251,10 @@ def loss(value: float, **facts: Any) -> Readings:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (2.0 * 1.3 * IN, None),
-        (2.0 * 1.3 * OUT, "warning"),
-        (2.0 * 1.5 * IN, "warning"),
-        (2.0 * 1.5 * OUT, "error"),
+        (2.0 * 1.5 * IN, None),
+        (2.0 * 1.5 * OUT, "warning"),
+        (2.0 * 3.0 * IN, "warning"),
+        (2.0 * 3.0 * OUT, "error"),
         (1.9 * 0.8 / IN, None),
         (1.9 * 0.8 / OUT, "warning"),
         (1.9 * 0.5 / IN, "warning"),
@@ -270,6 +271,17 @@ def test_first_loss_against_chance(value: float, expected: str | None) -> None:
         assert (f"{value / 2:.2f} times the 2 of" if high else "below the 1.9") in found.message
         assert ("output layer" if high else "target is among the inputs") in found.likely_cause
         assert found.value == pytest.approx(value / (2 if high else 1.9))
+
+
+@pytest.mark.parametrize(("value", "expected"), [(3.0 * IN, None), (3.0 * OUT, "error")])
+def test_a_high_first_loss_of_data_that_are_out_of_scale(
+    value: float, expected: str | None
+) -> None:
+    (step,) = loss(value).steps
+    step = replace(step, inputs=(InputReading("fc", 0.0, 9.0, 9.0, 30.0),))
+    found = only("initial_loss", Readings((step,)))
+    assert (found.severity if found else None) == expected
+    assert found is None or found.causes[0] == "data scale"
 
 
 @pytest.mark.parametrize(
@@ -388,7 +400,7 @@ def test_a_gradient_scaler_may_skip_a_few_steps() -> None:
 
 def test_what_growth_explains_is_reported_with_it() -> None:
     steps = StepReading(
-        0, layers(powers(4.0, 8), powers(4.0, 8)[::-1]), (), loss(5.0).steps[0].losses
+        0, layers(powers(4.0, 8), powers(4.0, 8)[::-1]), (), loss(7.0).steps[0].losses
     )
     (root,) = examine(Readings((steps,), {0: 3.0, 1: 0.5, 2: 6.0}))
     assert (root.severity, root.detector) == ("error", "forward_growth")
@@ -432,8 +444,8 @@ def test_with_two_classes_a_factor_above_chance_is_not_enough() -> None:
 
     assert start(1.19 * IN) == []  # 1.7 times chance, half a nat above
     assert start(1.194 * OUT) == ["warning"]
-    assert start(1.693 * IN) == ["warning"]
-    assert start(1.693 * OUT) == ["error"]
+    assert start(2.079 * IN) == ["warning"]
+    assert start(2.079 * OUT) == ["error"]
 
 
 def test_layers_that_norms_rescale_are_not_compared_forward() -> None:
