@@ -17,6 +17,7 @@ from lightning_init.health import (
     numbers,
     peers,
     planned,
+    plateau,
     samples,
     start,
     textbook,
@@ -27,5 +28,5 @@ from lightning_init.health import (
 BUILT_IN = (
     *(numbers, planned, growth, start, course),
     *(inputs, peers, units, attention, samples, gradients, textbook),
-    *(mismatch, norms, updates, baseline),
+    *(mismatch, norms, updates, plateau, baseline),
 )

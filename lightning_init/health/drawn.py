@@ -19,7 +19,7 @@ from lightning_init.health.trend import forward_chain, growth
 Suspicion = tuple[float, Cause]
 
 _CERTAIN = 20.0  # what can be nothing else
-_LARGE, _SMALL = 3.0, 0.05  # rms(w) sqrt(fan_in): kaiming 1.4, torch 0.58, std 0.02 at 32 wide 0.11
+_LARGE, _SMALL = 3.0, 0.1  # rms(w) sqrt(fan_in): kaiming 1.4, torch 0.58, std 0.02 at 32 wide 0.11
 
 
 def falls(readings: Readings) -> bool | None:
@@ -40,6 +40,16 @@ def falls(readings: Readings) -> bool | None:
 def relative_size(weight: WeightReading) -> float:
     """rms(w) sqrt(fan_in): the factor by which independent inputs grow, NaN if it is not known."""
     return weight.rms * math.sqrt(weight.fan_in) if weight.fan_in > 0 else math.nan
+
+
+def most_are_small(readings: Readings) -> bool:
+    """Whether the matrices are too small for their fan-in, and no norm layer makes good for it."""
+    for reading in readings.steps[:1]:
+        sizes = [relative_size(one) for one in matrices(reading) if one.rms > 0 and not one.trained]
+        normed = any(one.role == "norm_scale" for one in reading.weights)
+        normed = normed or any(layer.rescaled for layer in reading.layers)
+        return bool(sizes) and not normed and 2 * sum(s < _SMALL for s in sizes) > len(sizes)
+    return False
 
 
 def _data_scale(readings: Readings) -> Iterator[Suspicion]:
@@ -66,7 +76,7 @@ def _init_scale(readings: Readings) -> Iterator[Suspicion]:
         # One small head or tail is usual, one large matrix is not; all of them are a scheme.
         for odd, enough, word in (
             (large, 1, "large"),
-            (small, max(2, len(sized) // 2), "small"),
+            (small, len(sized) // 2 + 1, "small"),
         ):
             if len(odd) >= enough:
                 weight, size = max(odd, key=lambda one: abs(math.log(one[1])))

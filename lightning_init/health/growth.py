@@ -15,7 +15,14 @@ from lightning_init.health.evidence import ranked
 from lightning_init.health.findings import Cause, Finding, found
 from lightning_init.health.places import scheme_of
 from lightning_init.health.registry import Factor, Share, detector
-from lightning_init.health.trend import backward_chain, forward_chain, growth, short_chain, strays
+from lightning_init.health.trend import (
+    backward_chain,
+    forward_chain,
+    gains,
+    growth,
+    short_chain,
+    strays,
+)
 
 _SEARCH = "`lightning-init search --config <your config>` compares schemes on your data"
 _REFERENCE = "Schoenholz et al. (2017), https://arxiv.org/abs/1611.01232"
@@ -39,6 +46,7 @@ def forward_growth(
     total: Factor = 100.0,
     extreme: Factor = 1e5,
     jump: Factor = 20.0,
+    gain: Share = 0.15,
 ) -> Iterator[Finding]:
     """Outputs that grow or shrink geometrically through the depth, or jump at one layer.
 
@@ -49,9 +57,15 @@ def forward_growth(
         total: Factor over the whole depth that must be exceeded too.
         extreme: Factor over the whole depth that suffices alone.
         jump: Factor between two neighbours.
+        gain: rms(weights) sqrt(fan_in), geometric mean of the layers of a plain net without norms
+            and skip paths, below which the signal vanishes at the start, whatever biases add.
     """
     for reading in readings.steps:
         chain = forward_chain(reading)
+        faint = gains(reading) if reading.step == 0 else []
+        if len(faint) > 1 and _faint(faint) < min(gain, total ** (-1 / len(faint))):
+            yield _faint_finding(readings, faint, gain)
+            return
         if len(chain) < 4:
             # With few layers there is no trend but from the data on, and no word on trained ones.
             chain = short_chain(reading) if reading.step == 0 else []
@@ -69,6 +83,27 @@ def forward_growth(
         if grows:
             yield _growth_finding(readings, reading, chain, slope, span, shrink, grow)
             return
+
+
+def _faint(chain: list[tuple[str, float]]) -> float:
+    return math.exp(sum(math.log(factor) for _, factor in chain) / len(chain))
+
+
+def _faint_finding(readings: Readings, chain: list[tuple[str, float]], limit: float) -> Finding:
+    factor, (first, last) = _faint(chain), (chain[0][0], chain[-1][0])
+    usual = Cause(
+        "init scale",
+        f"weights {factor:.2g}/sqrt(fan_in), too small",
+        'scale by 1/sqrt(fan_in): InitCallback("auto"), InitCallback("kaiming_normal")',
+    )
+    finding = found(
+        "forward_growth", "error", first, 0, factor, limit,
+        f"outputs vanish: the weights pass x{factor:.3g} of what each of {len(chain)} layers from "
+        f"{first} to {last} takes (limit x{limit:g}), x{factor ** len(chain):.2g} in all; the rest "
+        "is bias, the same for all samples",
+        ranked(readings, usual, without=_NOT_GROWTH), _REFERENCE,
+    )  # fmt: skip
+    return dataclasses.replace(finding, scheme=scheme_of(readings, first))
 
 
 def _growth_finding(

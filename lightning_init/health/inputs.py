@@ -45,10 +45,10 @@ def input_scale(
         note: Root mean square above which it is an info.
         large: Root mean square above which it is a warning.
         huge: Root mean square above which it is an error if the layer that takes it saturates
-            or the loss does not fall.
+            or is recurrent, or if the loss does not fall.
         small: Largest magnitude below which it is a warning.
         shift: Standard deviations that the mean may be away from 0 (if it is more than 1).
-        spread: Largest over smallest standard deviation of a feature.
+        spread: Largest over smallest standard deviation of a feature (if some are `large`).
     """
     for reading in readings.steps[:1]:
         seen = [one for one in reading.inputs if one.finite and not one.normalized]
@@ -59,6 +59,10 @@ def input_scale(
             layer = first.get(worst.name)
             after = layer.after if layer else None
             flat = after is not None and after.saturated > 0.5
+            # The gates of a recurrent layer are flat beyond 4 or so.
+            flat = flat or any(
+                one.role == "recurrent" and one.module == worst.name for one in reading.weights
+            )
             severity: Severity = "warning" if worst.rms > large else "info"
             if worst.rms > huge and (flat or falls(readings) is False):
                 severity = "error"
@@ -78,7 +82,7 @@ def input_scale(
                 text = f"{describe(one)}: none is larger than {one.absmax:.3g} (limit {small:g})"
                 yield _finding(readings, "warning", [one], one, one.absmax, small, text)
                 return
-            if one.spread > spread:
+            if one.spread > spread and one.absmax > large:
                 text = (
                     f"the features that {one.name} takes differ {one.spread:.3g} times in their "
                     f"std (limit {spread:g}): the small ones are not seen"

@@ -25,13 +25,11 @@ def _learning_rate(readings: Readings) -> Iterator[Suspicion]:
     ratios = typical_ratios(readings)
     far = max(ratios, key=ratios.__getitem__, default=0)
     jump, jumped = _jump(readings)
+    ratio = ratios.get(far, 0.0)
+    moves = f"step {step} moves the outputs of {name} by {length:.2g} times its inputs"
     speaks = {
-        f"step {step} moves the outputs of {name} by {length:.2g} times its input": length
-        / _LENGTH,
-        f"step {far} moves the weights by {ratios.get(far, 0.0):.2g} of their size": ratios.get(
-            far, 0.0
-        )
-        / _RATIO,
+        moves: length / _LENGTH,
+        f"step {far} moves the weights by {ratio:.2g} of their size": ratio / _RATIO,
         f"the loss rises x{jump:.2g} by step {jumped}, right after the first updates": jump / _JUMP,
     }
     text, factor = max(speaks.items(), key=lambda item: item[1])
@@ -46,16 +44,16 @@ def _learning_rate(readings: Readings) -> Iterator[Suspicion]:
 
 
 def _jump(readings: Readings) -> tuple[float, int]:
-    """How far the loss rose above first loss and chance within ten steps; inf if it was lost."""
+    """How far the loss rose above first loss and chance within ten steps, and when."""
     top = ceiling(readings)
-    early = [(loss, step) for step, loss in sorted(readings.loss.items()) if 0 < step <= 10]
-    if not early or not top > 0:
-        return 0.0, 0
-    for loss, step in early:
-        if not math.isfinite(loss):
-            return math.inf, step
-    loss, step = max(early)
-    return loss / top, step
+    # What is not finite came of anything; what rises comes of steps that are too long.
+    early = [
+        (loss, step)
+        for step, loss in readings.loss.items()
+        if 0 < step <= 10 and math.isfinite(loss)
+    ]
+    loss, step = max(early, default=(0.0, 0))
+    return (loss / top if top > 0 else 0.0), step
 
 
 def _bad_start(readings: Readings) -> float:

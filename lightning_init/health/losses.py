@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_init.architecture.readings import LossReading
+from lightning_init.health.given import given
 
 _CLASSES = {F.cross_entropy, F.nll_loss}
 _BINARY = {F.binary_cross_entropy_with_logits, F.binary_cross_entropy}
@@ -69,11 +70,17 @@ def _read(
         per_element = _per_element(out, values.numel(), kwargs)
         if func is F.mse_loss:
             square, variance = float((values**2).mean()), float(values.var(correction=0))
-            return LossReading("squared error", per_element, square, variance, exact=False)
-        share = float(values.mean())
+            kind, exact, chance, prior = "squared error", False, square, variance
+        else:
+            logits = " with logits" if func is F.binary_cross_entropy_with_logits else ""
+            kind, exact, chance = f"binary cross-entropy{logits}", True, math.log(2)
+            share = min(max(float(values.mean()), 0.0), 1.0)
+            prior = _entropy([share, 1 - share])
+        ends = [float(end) for end in torch.aminmax(values)]
         return LossReading(
-            "binary cross-entropy", per_element, math.log(2), _entropy([share, 1 - share]), True
-        )
+            kind, per_element, chance, prior, exact,
+            target_low=ends[0], target_high=ends[1], **given(inputs),
+        )  # fmt: skip
 
 
 def _classes(
@@ -100,6 +107,8 @@ def _classes(
         math.log(classes),
         prior,
         exact=True,
+        classes=classes,
+        **given(inputs, classes),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from lightning_init.architecture.arguments import Range
 from lightning_init.architecture.readings import LayerReading, Readings, StepReading
-from lightning_init.health.drawn import falls
+from lightning_init.health.drawn import falls, most_are_small
 from lightning_init.health.evidence import ranked
 from lightning_init.health.findings import Cause, Finding, Severity, found
 from lightning_init.health.registry import Share, detector
@@ -27,7 +27,7 @@ def collapsed_samples(
     """Different samples that give the same output at the end of the model: cosine near 1.
 
     It is an error if it is so at two steps that were read, the last of them late, and the loss does
-    not fall.
+    not fall; or at the start if the weights are too small or biases shut the layers.
 
     Args:
         readings: What was measured.
@@ -52,6 +52,8 @@ def collapsed_samples(
     severity: Severity = "info"
     if hits:
         severity = "error" if twice and falls(readings) is False else "warning"
+        if hits[0][0].step == 0 and (most_are_small(readings) or _shut(readings)):
+            severity = "error"
     reading, last = place
     bound = limit if hits else note
     yield found(
@@ -74,6 +76,11 @@ def collapsed_samples(
         ),
         "Dong et al. (2021), https://arxiv.org/abs/2103.03404",
     )  # fmt: skip
+
+
+def _shut(readings: Readings) -> bool:
+    """Whether biases outweigh what the weights make of data that are about N(0, 1)."""
+    return any(one.role == "bias" and one.rms > 3 for one in readings.steps[0].weights)
 
 
 def _last(reading: StepReading) -> LayerReading | None:

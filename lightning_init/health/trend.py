@@ -40,13 +40,34 @@ def short_chain(reading: StepReading) -> Chain:
     if any(not math.isfinite(one.input_rms) or one.input_rms <= 0 for one in layers):
         return []
     for one, after in pairwise(layers):  # parallel layers do not follow each other
-        bound = one.rms if one.after is None else max(one.rms, one.after.rms)
-        if after.input_rms > 2 * bound:
+        if after.input_rms > 2 * _given(one):
             return []
     chain = [("the data", layers[0].input_rms), *_chain(list(layers), lambda layer: layer.rms)]
     if len(chain) != len(layers) + 1:
         return []
     return chain if chain[-1][1] >= max(rms for _, rms in chain) else chain[:-1]
+
+
+def gains(reading: StepReading) -> Chain:
+    """By how much the weights of the hidden layers of a plain net enlarge what they take.
+
+    Biases hide that a signal vanishes: what they add is the same for every sample. Empty if norms
+    or skip paths set the scale anew.
+    """
+    if any(one.role == "norm_scale" for one in reading.weights):
+        return []
+    if not all(math.isfinite(one.expected_rms) for one in reading.layers):
+        return []  # blocks, attention, recurrent layers
+    for one, after in pairwise(reading.layers):
+        if one.rescaled or after.input_rms > 2 * _given(one):
+            return []
+    hidden = [one for one in reading.layers if not one.is_output and one.input_rms > 0]
+    return [(one.name, one.expected_rms / one.input_rms) for one in hidden if one.expected_rms > 0]
+
+
+def _given(layer: LayerReading) -> float:
+    """What a layer gives to the next."""
+    return layer.rms if layer.after is None else max(layer.rms, layer.after.rms)
 
 
 def strays(reading: StepReading, chain: Chain, limit: float) -> Iterator[tuple[str, str, float]]:

@@ -22,6 +22,12 @@ from lightning_init.health.registry import Share, detector
 from lightning_init.health.trend import backward_chain, growth
 
 Count = Annotated[int, Range(1, 1_000_000)]
+_SYMMETRY = Cause(
+    "symmetry",
+    "a constant initialization: each unit starts and learns as its neighbour",
+    'draw the weights at random: InitCallback("auto"), InitCallback("kaiming_normal")',
+)
+_BOOK = "Goodfellow et al. (2016), Deep Learning, section 8.4"
 _LOSS = ("loss_blow_up", "loss_oscillates", "loss_flat", "loss_crash", "worse_than_shallow")
 
 
@@ -40,7 +46,7 @@ def symmetric_units(
 
     Weights that are zero or constant on purpose (heads, last layers of branches) have gradients
     that differ, and are not meant. A gradient of exactly 0 at the first step, as below a zero head,
-    says nothing, unless most matrices of the model are constant.
+    says nothing. Most matrices of the model constant at the start are an error in any case.
 
     Args:
         readings: What was measured.
@@ -51,6 +57,10 @@ def symmetric_units(
         of_all = matrices(reading)
         constant = [one for one in of_all if one.std == 0 and one.numel > 1]
         most = 2 * len(constant) > len(of_all)
+        if reading.step == 0 and most and any(not one.trained for one in constant):
+            # Random biases make gradients differ a little; it hardly helps.
+            yield _constant(readings, constant, len(of_all))
+            return
         twins = [
             one
             for one in of_all
@@ -58,7 +68,7 @@ def symmetric_units(
             and not one.trained
             and len(one.shape) > 1
             and one.shape[0] > 1
-            and (one.grad_rms > 0 or (reading.step > 0 and one.grad_rms == 0) or most)
+            and (one.grad_rms > 0 or (reading.step > 0 and one.grad_rms == 0))
         ]
         if not twins:
             continue
@@ -69,14 +79,21 @@ def symmetric_units(
             "symmetric_units", severity, first.name, reading.step, first.twins,
             limit if severity == "error" else note,
             _alike(first, [one.name for one in worst], limit if severity == "error" else note),
-            ranked(readings, Cause(
-                "symmetry",
-                "a constant initialization: each unit starts and learns as its neighbour",
-                'draw the weights at random: InitCallback("auto"), InitCallback("kaiming_normal")',
-            )),
-            "Goodfellow et al. (2016), Deep Learning, section 8.4",
+            ranked(readings, _SYMMETRY),
+            _BOOK,
         )  # fmt: skip
         return
+
+
+def _constant(readings: Readings, constant: list[WeightReading], of: int) -> Finding:
+    first, names = constant[0], [one.name for one in constant]
+    finding = found(
+        "symmetric_units", "error", first.name, 0, len(constant) / of, 0.5,
+        f"all values of {and_more(names, 'tensor')} are the same ({first.mean:.3g}): "
+        f"{len(constant)} of {of} matrices, whose units start alike (limit 50%)",
+        ranked(readings, _SYMMETRY), _BOOK,
+    )  # fmt: skip
+    return finding
 
 
 def _alike(weight: WeightReading, names: list[str], limit: float) -> str:

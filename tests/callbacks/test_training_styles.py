@@ -172,7 +172,7 @@ def test_two_optimizers_by_hand() -> None:
     assert [s.step for s in callback.report.readings.steps] == [0, 1, 2]
     assert callback.report.blind == ("loss: this training_step returns none",)
     kinds = [loss.kind for loss in callback.report.readings.steps[0].losses]
-    assert kinds == ["binary cross-entropy"] * 2
+    assert kinds == ["binary cross-entropy with logits"] * 2
     for step in (0, 1, 2):
         assert all(grad > 0 for grad in by_name(callback, step).values())
     plain = TwoPlayers()

@@ -47,6 +47,41 @@ def test_short_nets_are_judged_from_the_data_on(rms: tuple[float, ...], fires: b
     assert severity("forward_growth", at(step(layers=unknown))) is None
 
 
+@pytest.mark.parametrize(
+    ("gains", "fires"),
+    [
+        ((0.1 * IN, 0.1 * IN, 0.5), True),  # the head may be small, and does not count
+        ((0.1 * OUT, 0.1 * OUT, 1e-3), False),  # 0.01 in all
+        ((0.15 * IN,) * 4, True),
+        ((0.15 * OUT,) * 4, False),
+        ((0.01, 0.5), False),
+    ],
+)
+def test_signals_that_vanish_below_the_biases(gains: tuple[float, ...], fires: bool) -> None:
+    plain = [
+        layer(
+            str(i), rms=0.5, input_rms=0.5, expected_rms=0.5 * gain, is_output=i == len(gains) - 1
+        )
+        for i, gain in enumerate(gains)
+    ]
+    found = only("forward_growth", at(step(layers=plain)))
+    assert (found is not None) is fires
+    if found is not None:
+        assert (found.severity, found.where) == ("error", "0")
+        assert "outputs vanish" in found.message
+        assert "bias" in found.message
+        assert "1/sqrt(fan_in)" in found.remedy
+    norm = weight("n.weight", role="norm_scale")
+    for quiet in (
+        step(layers=plain, weights=[norm]),
+        step(1, layers=plain),
+        step(layers=[replace(one, rescaled=True) for one in plain]),
+        step(layers=[*plain, layer("block")]),  # a block: what it expects is not known
+        step(layers=[plain[0], *(replace(one, input_rms=1.02) for one in plain[1:])]),  # skips
+    ):
+        assert severity("forward_growth", at(quiet)) is None
+
+
 def test_parallel_layers_do_not_follow_each_other() -> None:
     towers = [replace(one, input_rms=100.0) for one in net(10.2, 104.1)]
     assert severity("forward_growth", at(step(layers=towers))) is None

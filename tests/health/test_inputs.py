@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lightning_init.health.registry import examine
-from tests.health.made import IN, OUT, after, at, data, layer, only, severity, step
+from tests.health.made import IN, OUT, after, at, data, layer, only, severity, step, weight
 
 FLAT, FALLING = [2.3] * 12, [2.3 * 0.9**i for i in range(12)]
 
@@ -31,8 +31,10 @@ def given(**facts: Any) -> Any:
         ({"absmax": 0.02 * OUT}, None),
         ({"absmax": 0.02 * IN}, "warning"),
         ({"absmax": 0.0}, None),  # nothing at all is another fault
-        ({"spread": 1e3 * IN}, None),
-        ({"spread": 1e3 * OUT}, "warning"),
+        ({"spread": 1e3 * IN, "absmax": 20.0}, None),
+        ({"spread": 1e3 * OUT, "absmax": 20.0}, "warning"),
+        ({"spread": 1e9, "absmax": 10 * IN}, None),  # a pixel that is hardly ever lit
+        ({"spread": 1e9, "absmax": 10 * OUT}, "warning"),
         ({"rms": 0.5, "mean": 0.3, "std": 0.4, "absmax": 1.0}, None),  # an image in [0, 1]
         ({"rms": 0.01, "mean": 1e-4, "std": 0.01, "absmax": 1.0}, None),  # one of 10 000
         ({"rms": 500.0, "finite": False}, None),
@@ -69,6 +71,13 @@ def test_huge_data_are_an_error_where_they_do_harm(
     assert found is not None
     assert found.severity == expected
     assert "the first outputs have rms 40 instead of about 1" in found.message
+
+
+def test_recurrent_layers_saturate() -> None:
+    gates = weight("fc.weight_hh", role="recurrent")
+    for rms, expected in ((50 * OUT, "error"), (50 * IN, "warning")):
+        readings = at(step(inputs=[data(rms=rms)], weights=[gates]), loss=FALLING)
+        assert severity("input_scale", readings) == expected
 
 
 def test_pixels_are_called_so() -> None:

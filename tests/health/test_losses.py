@@ -116,7 +116,11 @@ def test_binary(call: Callable[[str], Tensor], how: str) -> None:
     assert reading.value == pytest.approx(expected, rel=1e-5)
     assert reading.chance == pytest.approx(math.log(2))
     assert reading.prior == pytest.approx(B_PRIOR, rel=1e-5)
-    assert (reading.kind, reading.exact) == ("binary cross-entropy", True)
+    assert reading.exact
+    assert reading.kind in ("binary cross-entropy", "binary cross-entropy with logits")
+    # Those that take fractions are told from those that take logits.
+    assert reading.kind.endswith("logits") is (reading.outputs == "logits")
+    assert (reading.target_low, reading.target_high) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("how", REDUCTIONS)
@@ -145,3 +149,50 @@ def test_every_call_counts_and_results_are_untouched() -> None:
     assert x.grad is not None
     F.cross_entropy(X, Y)
     assert len(seen.readings) == 2
+
+
+# what a loss is given
+
+WIDE = torch.randn(64, 10, generator=torch.Generator().manual_seed(1)) * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("outputs", "kind"),
+    [
+        (WIDE, "logits"),
+        (WIDE.softmax(1), "probabilities"),
+        (WIDE.log_softmax(1), "log-probabilities"),
+        (WIDE.sigmoid(), "fractions"),
+        (WIDE.relu(), "nonnegative"),
+        (torch.zeros(64, 10), "fractions"),
+        (torch.full((64, 10), 0.1), "probabilities"),
+        (WIDE.softmax(0), "fractions"),  # over the wrong dimension
+    ],
+)
+def test_what_a_loss_is_given(outputs: Tensor, kind: str, dtype: torch.dtype) -> None:
+    target = torch.arange(64) % 10
+    reading = one(lambda: F.cross_entropy(outputs.to(dtype), target))
+    assert (reading.outputs, reading.classes) == (kind, 10)
+    assert reading.low == pytest.approx(float(outputs.min()), rel=0.02, abs=1e-3)
+    assert reading.high == pytest.approx(float(outputs.max()), rel=0.02)
+    spread = outputs.double().std(0, correction=0).mean()
+    assert reading.spread == pytest.approx(float(spread), rel=0.02, abs=1e-3)
+
+
+def test_classes_are_in_the_second_dimension() -> None:
+    images = WIDE.reshape(4, 4, 4, 10).movedim(-1, 1)
+    reading = one(lambda: F.cross_entropy(images.softmax(1), torch.zeros(4, 4, 4).long()))
+    assert reading.outputs == "probabilities"
+    reading = one(lambda: F.cross_entropy(WIDE[0].softmax(0), torch.tensor(3)))
+    assert reading.outputs == "probabilities"
+    assert math.isnan(reading.spread)
+
+
+def test_outputs_that_stand_for_themselves() -> None:
+    target = WIDE.softmax(1)
+    reading = one(lambda: F.mse_loss(WIDE.softmax(1), target))
+    assert reading.outputs == "fractions"
+    assert (reading.target_low, reading.target_high) == (target.min(), target.max())
+    broken = torch.full((8, 4), math.nan)
+    assert one(lambda: F.cross_entropy(broken, Y[:8])).outputs == ""

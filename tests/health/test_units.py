@@ -62,8 +62,13 @@ def test_a_model_of_zeros() -> None:
     found = only("symmetric_units", at(step(weights=[*zeros, weight("d.weight")])))
     assert found is not None
     assert (found.severity, found.where) == ("error", "a.weight")
-    assert "(all 0)" in found.message
-    assert "a.weight (and 2 more tensors)" in found.message
+    assert "all values of a.weight (and 2 more tensors) are the same (0)" in found.message
+    assert "3 of 4 matrices" in found.message
+    other = [replace(one, mean=0.5, twins=0.0, grad_rms=1.0) for one in zeros]  # random biases
+    assert severity("symmetric_units", at(step(weights=other))) == "error"
+    assert severity("symmetric_units", at(step(1, weights=other))) is None
+    loaded = [replace(one, trained=True) for one in zeros]
+    assert severity("symmetric_units", at(step(weights=loaded))) is None
     half = at(step(weights=[*zeros[:2], weight("d.weight"), weight("e.weight")]))
     assert severity("symmetric_units", half) is None
 
@@ -205,3 +210,25 @@ def test_samples_that_are_alike(
     if found is not None:
         assert found.where == "out"
         assert "the same for all samples" in found.message
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ([weight(std=0.0125 * IN), weight("b.weight")], "warning"),  # half of them
+        ([weight(std=0.0125 * IN)], "error"),
+        ([weight(std=0.0125 * OUT)], "warning"),
+        ([weight(std=0.0125 * IN), weight("n.weight", role="norm_scale")], "warning"),
+        ([weight(std=0.0125 * IN, trained=True)], "warning"),
+        ([weight(), weight("fc.bias", role="bias", mean=-3 * OUT, std=0.0)], "error"),
+        ([weight(), weight("fc.bias", role="bias", mean=-3 * IN, std=0.0)], "warning"),
+    ],
+)
+def test_samples_that_are_alike_from_the_start(weights: Any, expected: str) -> None:
+    out = [layer("out", sample_cosine=0.9995)]
+    found = only("collapsed_samples", at(step(layers=out, weights=weights)))
+    assert found is not None
+    assert found.severity == expected
+    if expected == "error":
+        assert found.causes[0] in ("init scale", "bias")
+    assert severity("collapsed_samples", at(step(1, layers=out, weights=weights))) == "warning"
