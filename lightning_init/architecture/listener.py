@@ -6,8 +6,7 @@ The calls tell what follows a layer, which input comes from the batch, and where
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lightning_init.architecture.aside import aside
 from lightning_init.architecture.attention_scores import Scores, product_scores, softmax_scores
 from lightning_init.architecture.calls import tensors
 from lightning_init.architecture.inputs_seen import Seen, read_input
@@ -107,7 +107,7 @@ class Listener(TorchFunctionMode):
         self.stage, self.full, self.sample, self.follow = stage, full, sample, follow
         self.step = Step()
         self._trails = Trails()
-        self._within: list[str] = []
+        self._within: list[str | None] = []
         self._made = 0
         self._on = False
         self._handles: list[Any] = []
@@ -165,7 +165,7 @@ class Listener(TorchFunctionMode):
             if self._deaf():
                 return
             try:
-                with _aside():
+                with aside():
                     self._hear_module(place, args, kwargs, out)
             except Exception as error:  # what is only looked at must not break a training
                 self.step.error = error
@@ -215,7 +215,8 @@ class Listener(TorchFunctionMode):
 
             def read(grad: Tensor) -> None:
                 if self._on:
-                    heard.grad = step.ledger.note(euclidean(grad))
+                    with aside():
+                        heard.grad = step.ledger.note(euclidean(grad))
 
             out.register_hook(read)  # type: ignore[no-untyped-call]
         return heard
@@ -229,13 +230,13 @@ class Listener(TorchFunctionMode):
             self.step.inputs[name] = seen
         return outside
 
-    def _enter(self, name: str) -> Any:
+    def _enter(self, name: str | None) -> Any:
         def enter(*_: Any) -> None:
             self._within.append(name)
 
         return enter
 
-    def _leave(self, name: str) -> Any:
+    def _leave(self, name: str | None) -> Any:
         def leave(*_: Any) -> None:
             while self._within and self._within.pop() != name:
                 pass  # what an exception has left
@@ -245,7 +246,7 @@ class Listener(TorchFunctionMode):
     def _normalized(self, name: str) -> Any:
         def read(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             if not self._deaf() and args and ordinary(args[0]) and ordinary(out):
-                with _aside():
+                with aside():
                     self._trails[out] = self._norm(name, args[0])
 
         return read
@@ -274,19 +275,22 @@ class Listener(TorchFunctionMode):
             with self:
                 return OPENED[func](*args, **kwargs)
         out = func(*args, **kwargs)
-        made = isinstance(out, Tensor) or (isinstance(out, (tuple, list)) and bool(out))
-        if made and not self._deaf():
+        # An optimizer's calls are none of a forward pass: outside of modules, without gradients.
+        wanted = isinstance(out, (Tensor, tuple, list)) and not self._deaf()
+        if wanted and (self._within or torch.is_grad_enabled()):
             try:
-                with _aside():
-                    self._call(kind(func), args, kwargs, out)
+                self._call(kind(func), args, kwargs, out)
             except Exception as error:  # what is only looked at must not break a training
                 self.step.error = error
         return out
 
     def _trail(self, tensor: Tensor) -> Trail:
-        if isinstance(tensor, nn.Parameter):
-            return self.stage.owners.get(id(tensor), CONSTANT)
-        return self._trails[tensor]
+        owner = self.stage.owners.get(id(tensor))
+        return self._trails[tensor] if owner is None else owner
+
+    def _room(self) -> str:
+        """Name of the module that runs."""
+        return next((name for name in reversed(self._within) if name is not None), "")
 
     def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         results = signals((out,))
@@ -305,15 +309,17 @@ class Listener(TorchFunctionMode):
             self._made += 1
             trail = Trail(self._made)
         elif name in NORMS:
-            room = self._within[-1] if self._within else ""
-            trail = self._norm(room, given[0])
+            with aside():
+                trail = self._norm(self._room(), given[0])
         else:
             trail = merged(trails)
             if name == "softmax" and trail.scores:
                 dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-                self._attention(softmax_scores(self.step.ledger, given[0], dim))
+                with aside():
+                    self._attention(softmax_scores(self.step.ledger, given[0], dim))
             elif name == "scaled_dot_product_attention":
-                self._attention(product_scores(self.step.ledger, args, kwargs))
+                with aside():
+                    self._attention(product_scores(self.step.ledger, args, kwargs))
             elif name in WATCHED and not trail.scores:
                 self._activation(name, args, kwargs, trail, results[0])
             trail = trail._replace(
@@ -337,12 +343,13 @@ class Listener(TorchFunctionMode):
             taken = next(
                 (t for t, trail in zip(given, trails, strict=True) if not trail.learned), None
             )
-            self._layer(place, taken, out)
+            with aside():
+                self._layer(place, taken, out)
         return Trail(self._made, owner, straight=True)
 
     def _attention(self, scores: Scores | None) -> None:
         if scores is not None:
-            self.step.attentions.append((self._within[-1] if self._within else "", scores))
+            self.step.attentions.append((self._room(), scores))
 
     def _activation(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], trail: Trail, out: Tensor
@@ -354,15 +361,13 @@ class Listener(TorchFunctionMode):
             return
         channels = heard.place.channels and out.ndim > 2
         ledger = self.step.ledger
-        heard.after = activation(ledger, name, args, kwargs, out, channels, self.full)
+        with aside():
+            heard.after = activation(ledger, name, args, kwargs, out, channels, self.full)
 
 
 _push: Any = torch.overrides._push_mode
 _pop: Any = torch.overrides._pop_mode
 _modes: Any = torch.overrides._get_current_function_mode_stack
-_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-for _key in ("AutocastCUDA", "AutocastXPU", "AutocastMPS", "AutocastPrivateUse1"):
-    _KEYS = _KEYS | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _key))
 
 
 class _Ear:
@@ -377,14 +382,3 @@ class _Ear:
 
     def __reduce__(self) -> Any:
         return _Ear, ()
-
-
-@contextmanager
-def _aside() -> Iterator[None]:
-    """Reads that no mode, no autocast and no checkpoint's cache of results gets to see."""
-    with (
-        torch._C.DisableTorchFunction(),
-        torch._C._DisableTorchDispatch(),
-        torch._C._ExcludeDispatchKeyGuard(_KEYS),
-    ):
-        yield

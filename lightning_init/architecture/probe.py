@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_init.architecture.aside import aside
 from lightning_init.architecture.listener import Heard, Listener, Step
 from lightning_init.architecture.readings import (
     AttentionReading,
@@ -125,8 +126,8 @@ class Probe:
         """Keep a portion of each weight, to see how far the coming update moves it."""
         for parameter in parameters:
             if parameter.numel() and parameter.layout is torch.strided and not parameter.is_meta:
-                view = portion(parameter)
-                self._before[id(parameter)] = (parameter, view.clone())
+                with aside():
+                    self._before[id(parameter)] = (parameter, portion(parameter).clone())
 
     def gradient(self, parameter: Tensor, scale: float = 1.0) -> None:
         """Remember the norm of a parameter's gradient, divided by `scale`."""
@@ -142,8 +143,9 @@ class Probe:
             scale: What the gradients are still multiplied by.
             twins: Also look for units whose weights and gradients are those of another unit.
         """
-        some = {id(p): (p, p.grad) for p in parameters if p.grad is not None}
-        self._note_gradients({key: grad for key, (_, grad) in some.items()}, scale, twins)
+        with aside():
+            some = {id(p): p.grad for p in parameters if p.grad is not None}
+            self._note_gradients(some, scale, twins)
 
     def _note_gradients(
         self, grads: Mapping[int, Tensor], scale: float = 1.0, twins: bool = False
@@ -174,10 +176,11 @@ class Probe:
             loss_scale: What the loss was multiplied by before it went backward.
         """
         heard, ledger = self._heard, self._heard.ledger
-        self._note_gradients(grads or {}, twins=self._full)
-        weighed = self.scale.weigh(ledger, self._full)
-        moved = self._moved()
-        numbers = ledger.read()
+        with aside():
+            self._note_gradients(grads or {}, twins=self._full)
+            weighed = self.scale.weigh(ledger, self._full)
+            moved = self._moved()
+            numbers = ledger.read()
         updates = {
             key: numbers[far] / numbers[size]
             for key, (far, size) in moved.items()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 LEAST = 16  # rows; a monitored step reads the first 1/16 of the batch, at least that many
+_ENOUGH = 2**17  # values that a mean is taken over
 _UNIT_ROWS = 256  # samples that a statement about single units rests on
 
 
@@ -85,7 +86,9 @@ def spread(mean: float, rms: float) -> float:
 
 
 def leading(value: Tensor, full: bool) -> Tensor:
-    """The rows that are read: all, or the first sixteenth of the batch.
+    """The rows that are read: all, or the first sixteenth of the batch and at least 16.
+
+    Where fewer rows hold 131,072 values already they will do, down to a sixteenth of the batch.
 
     Example:
         >>> len(leading(torch.zeros(640, 2), full=False)), len(leading(torch.zeros(20, 2), False))
@@ -93,7 +96,9 @@ def leading(value: Tensor, full: bool) -> Tensor:
     """
     if full or value.ndim < 2:
         return value
-    return value[: max(LEAST, value.shape[0] // LEAST)]
+    share = max(1, len(value) // LEAST)
+    enough = max(1, math.ceil(_ENOUGH / (value.numel() // len(value))))
+    return value[: max(share, min(LEAST, enough))]
 
 
 def moments(ledger: Ledger, value: Tensor) -> Moments:
@@ -182,12 +187,13 @@ def unit_cosine(ledger: Ledger, value: Tensor, channels: bool) -> Cosine | None:
 
 
 def _cosine(ledger: Ledger, length: Tensor, total: Tensor) -> Cosine:
-    square = torch.linalg.vector_norm(total).square()
-    return Cosine(ledger.note(length.sign().sum()), ledger.note(square))
+    total = total.flatten()
+    return Cosine(ledger.note(torch.count_nonzero(length)), ledger.note(total @ total))
 
 
 def _inverse(length: Tensor) -> Tensor:
-    return torch.where(length == 0, length, length.reciprocal())
+    # Of a zero vector any multiple is zero.
+    return length.clamp_min(1e-30).reciprocal_()
 
 
 class Units(NamedTuple):

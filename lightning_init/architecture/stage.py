@@ -47,7 +47,7 @@ class Stage:
         places: Modules with weights, and repeated blocks.
         raw: Products with bare parameters, by name: of the module if it owns one matrix, else of
             the parameter.
-        rooms: Modules that run calls of their own, by name.
+        rooms: Modules that run calls of their own, by name; a chain of modules has none.
         norms: Norm layers by name.
         owners: `id(parameter)` -> the trail of what is computed from it.
         constants: Buffers.
@@ -80,7 +80,7 @@ class Stage:
         self.norms = [(canonical(name), norm) for name, norm in norm_layers(model).items()]
         inside = {id(part) for _, norm in self.norms for part in norm.modules()}
         self.rooms = [
-            (canonical(name), module)
+            (None if isinstance(module, nn.Sequential) else canonical(name), module)
             for name, module in model.named_modules()
             if id(module) not in inside and _runs_calls(module)
         ]
@@ -110,8 +110,6 @@ def _multiplies(module: nn.Module) -> bool:
 
 
 def _runs_calls(module: nn.Module) -> bool:
-    """Whether a module may run calls of PyTorch that are no other module's."""
-    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-        return False
+    """Whether a module may run modules, or calls of PyTorch that are no other module's."""
     ours = type(module).__module__.startswith("torch.nn.")
     return not ours or (any(True for _ in module.children()))

@@ -76,16 +76,17 @@ def merged(trails: Iterable[Trail]) -> Trail:
         'a'
     """
     found = list(trails)
+    if len(found) == 1:
+        return found[0]
     signals = [trail for trail in found if not trail.learned]
     if not signals:
         owner = next((trail.layer for trail in found if trail.layer is not None), None)
         return Trail(layer=owner, learned=True)
     latest = max(signals, key=lambda trail: trail.made)
-    alone = len(found) == 1
     return Trail(
         latest.made,
         latest.layer,
-        latest.straight and alone,
+        False,
         any(trail.scores for trail in signals),
         False,
         latest.made == 0 and all(trail.normed for trail in signals),

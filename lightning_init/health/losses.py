@@ -11,15 +11,28 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lightning_init.architecture.aside import aside
 from lightning_init.architecture.readings import LossReading
 from lightning_init.health.given import given
 
-_CLASSES = {F.cross_entropy, F.nll_loss}
-_BINARY = {F.binary_cross_entropy_with_logits, F.binary_cross_entropy}
+Loss = Callable[..., Any]
+
+_CLASSES: tuple[Loss, ...] = (F.cross_entropy, F.nll_loss)
+_BINARY: tuple[Loss, ...] = (F.binary_cross_entropy_with_logits, F.binary_cross_entropy)
+_ERRORS: dict[Loss, str] = {
+    F.mse_loss: "squared error",
+    F.l1_loss: "absolute error",
+    F.smooth_l1_loss: "smooth absolute error",
+    F.huber_loss: "Huber loss",
+}
 
 
 class LossWatch(TorchFunctionMode):
-    """Reads classification and squared-error losses that run inside the block.
+    """Reads classification and regression losses that run inside the block.
+
+    Attributes:
+        readings: One per call.
+        rows: Samples of the largest batch that a loss saw.
 
     Example:
         >>> with LossWatch() as watch:
@@ -35,7 +48,7 @@ class LossWatch(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Callable[..., Any],
+        func: Loss,
         types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
@@ -43,55 +56,64 @@ class LossWatch(TorchFunctionMode):
         """Run the call; if it is a loss, read it."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if func in _CLASSES or func in _BINARY or func is F.mse_loss:
-            reading = _read(func, out, args, kwargs)
+        if func in _CLASSES or func in _BINARY or func in _ERRORS:
+            with torch.no_grad(), aside():
+                reading = self._read(func, out, args, kwargs)
             self.readings += [] if reading is None else [reading]
-            target = args[1] if len(args) > 1 else kwargs.get("target")
-            if isinstance(target, Tensor) and target.ndim:
-                self.rows = max(self.rows, len(target))
         return out
 
-
-def _read(
-    func: Callable[..., Any], out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> LossReading | None:
-    inputs = args[0] if args else kwargs.get("input")
-    target = args[1] if len(args) > 1 else kwargs.get("target")
-    if not (isinstance(out, Tensor) and isinstance(inputs, Tensor) and isinstance(target, Tensor)):
-        return None
-    if not inputs.numel() or not target.numel():
-        return None
-    if kwargs.get("weight") is not None or kwargs.get("pos_weight") is not None:
-        return None  # weights change what chance means
-    with torch.no_grad():
+    def _read(
+        self, func: Loss, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> LossReading | None:
+        inputs = args[0] if args else kwargs.get("input")
+        target = args[1] if len(args) > 1 else kwargs.get("target")
+        if not (
+            isinstance(out, Tensor) and isinstance(inputs, Tensor) and isinstance(target, Tensor)
+        ):
+            return None
+        if not inputs.numel() or not target.numel():
+            return None
+        if target.ndim:
+            self.rows = max(self.rows, len(target))
+        if kwargs.get("weight") is not None or kwargs.get("pos_weight") is not None:
+            return None  # weights change what chance means
         if func in _CLASSES:
             return _classes(func, out, inputs, target, kwargs)
         values = target.detach().float()
-        per_element = _per_element(out, values.numel(), kwargs)
-        if func is F.mse_loss:
-            square, variance = float((values**2).mean()), float(values.var(correction=0))
-            kind, exact, chance, prior = "squared error", False, square, variance
-        else:
-            logits = " with logits" if func is F.binary_cross_entropy_with_logits else ""
-            kind, exact, chance = f"binary cross-entropy{logits}", True, math.log(2)
-            share = min(max(float(values.mean()), 0.0), 1.0)
-            prior = _entropy([share, 1 - share])
-        ends = [float(end) for end in torch.aminmax(values)]
-        return LossReading(
-            kind, per_element, chance, prior, exact,
-            target_low=ends[0], target_high=ends[1], **given(inputs),
-        )  # fmt: skip
+        low, high = values.aminmax()
+        found: dict[str, Any] = {**given(inputs)}
+        found |= {"target_low": float(low), "target_high": float(high)}
+        per_element = _per_element(out, inputs.numel(), kwargs)
+        if func in _ERRORS:
+            chance, prior = _constant(func, values, kwargs)
+            return LossReading(_ERRORS[func], per_element, chance, prior, exact=False, **found)
+        share = min(max(float(values.mean()), 0.0), 1.0)
+        prior = _entropy([share, 1 - share])
+        kind = "binary cross-entropy"
+        kind += " with logits" if func is F.binary_cross_entropy_with_logits else ""
+        return LossReading(kind, per_element, math.log(2), prior, True, **found)
+
+
+def _constant(func: Loss, target: Tensor, kwargs: dict[str, Any]) -> tuple[float, float]:
+    """The loss of the answer 0, and of a good constant: the mean, or the median of the target."""
+    beta = {key: kwargs[key] for key in ("beta", "delta") if key in kwargs}
+    squared = func is F.mse_loss
+    best = target.mean() if squared else target.flatten().median()
+    answers = (torch.zeros_like(target), best.expand_as(target))
+    chance, prior = (float(func(answer, target, **beta)) for answer in answers)
+    return chance, prior
 
 
 def _classes(
-    func: Callable[..., Any], out: Tensor, inputs: Tensor, target: Tensor, kwargs: dict[str, Any]
+    func: Loss, out: Tensor, inputs: Tensor, target: Tensor, kwargs: dict[str, Any]
 ) -> LossReading | None:
-    classes = inputs.shape[1 if inputs.ndim > 1 else 0]
+    dim = 1 if inputs.ndim > 1 else 0
+    classes = inputs.shape[dim]
     if classes < 2:
         return None
     name = "cross-entropy" if func is F.cross_entropy else "negative log-likelihood"
     if target.is_floating_point():  # probabilities as targets
-        count, prior = target.numel() // classes, math.log(classes)
+        count, prior, valid = target.numel() // classes, math.log(classes), target
     else:
         valid = target[target != kwargs.get("ignore_index", -100)]
         count = valid.numel()
@@ -108,6 +130,8 @@ def _classes(
         prior,
         exact=True,
         classes=classes,
+        target_low=float(valid.min()),
+        target_high=float(valid.max()),
         **given(inputs, classes),
     )
 

@@ -96,7 +96,7 @@ def test_what_has_another_chance_is_not_read() -> None:
     assert watch(lambda: F.binary_cross_entropy_with_logits(X, B, pos_weight=weight)) == []
     assert watch(lambda: nn.BCEWithLogitsLoss(pos_weight=weight)(X, B)) == []
     assert watch(lambda: F.binary_cross_entropy(X.sigmoid(), B, weight)) == []
-    assert watch(lambda: F.l1_loss(X, B)) == []
+    assert watch(lambda: F.poisson_nll_loss(X, B)) == []
     assert watch(lambda: F.cross_entropy(X[:0], Y[:0], reduction="sum")) == []
 
 
@@ -196,3 +196,39 @@ def test_outputs_that_stand_for_themselves() -> None:
     assert (reading.target_low, reading.target_high) == (target.min(), target.max())
     broken = torch.full((8, 4), math.nan)
     assert one(lambda: F.cross_entropy(broken, Y[:8])).outputs == ""
+
+
+# regression
+
+
+FAR = B * 3 + 2  # a third of fives, two thirds of twos
+
+
+@pytest.mark.parametrize(
+    ("call", "chance", "prior"),
+    [
+        (F.l1_loss, 3.0, 1.0),
+        (F.smooth_l1_loss, 2.5, 2.5 / 3),
+        (lambda x, y: F.smooth_l1_loss(x, y, beta=2.0), 2.0, 2.0 / 3),
+        (lambda x, y: F.huber_loss(x, y, delta=2.0), 2 / 3 * 2 + 1 / 3 * 8, 4 / 3),
+        (nn.L1Loss(), 3.0, 1.0),
+    ],
+)
+def test_errors_beside_the_answer_zero_and_the_median(
+    call: Callable[..., Tensor], chance: float, prior: float
+) -> None:
+    reading = one(lambda: call(X, FAR))
+    assert reading.value == pytest.approx(float(call(X, FAR)), rel=1e-5)
+    assert reading.chance == pytest.approx(chance, rel=1e-5)
+    assert reading.prior == pytest.approx(prior, rel=1e-5)
+    assert not reading.exact
+
+
+def test_ranges_and_spread_by_hand() -> None:
+    reading = one(lambda: F.mse_loss(X, FAR))
+    assert (reading.low, reading.high) == (float(X.min()), float(X.max()))
+    assert (reading.target_low, reading.target_high) == (2.0, 5.0)
+    assert reading.spread == pytest.approx(float(X.double().std(0, correction=0).mean()), rel=1e-5)
+    assert reading.classes == 0
+    reading = one(lambda: F.cross_entropy(X, HOLES))
+    assert (reading.classes, reading.target_low, reading.target_high) == (4, 0.0, 3.0)
