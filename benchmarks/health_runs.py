@@ -168,16 +168,28 @@ def train(run: Run) -> Record:
     )
 
 
-def stored(runs: Iterable[Run], cache: Path, *, say: bool = True) -> Iterator[Record]:
-    """The records of the runs, from the cache where they are there."""
-    cache.mkdir(parents=True, exist_ok=True)
+def stored(
+    runs: Iterable[Run], cache: Path, *, enough: int = 0, say: bool = True
+) -> Iterator[Record]:
+    """The records of the runs, from the cache where they are there.
+
+    What a run came to does not depend on what is read of it: with `enough`, a run whose losses are
+    known is watched for so many steps only.
+    """
+    (cache / "losses").mkdir(parents=True, exist_ok=True)
     for index, run in enumerate(runs):
         key = hashlib.sha256(f"{_VERSION} {run.name}".encode()).hexdigest()[:16]
         path = cache / f"{key}.pkl"
+        known = cache / "losses" / f"{hashlib.sha256(run.name.encode()).hexdigest()[:16]}.pkl"
         if path.exists():
             yield pickle.loads(path.read_bytes())
             continue
-        record = train(run)
+        if enough and known.exists():
+            record = train(dataclasses.replace(run, steps=min(run.steps, enough)))
+            record = dataclasses.replace(record, losses=pickle.loads(known.read_bytes()))
+        else:
+            record = train(run)
+            known.write_bytes(pickle.dumps(record.losses))
         path.write_bytes(pickle.dumps(record))
         if say:
             problem = f"  {record.error[:100]}" if record.error else ""
