@@ -157,6 +157,8 @@ class HealthMonitor(Callback):
         self.record.end(self._step, outputs, _accumulated(trainer, pl_module))
         if self._reading and self._watch is not None:
             reading = self._watch.read(self._step, trainer)
+            if self._watch.error is not None:
+                self.record.miss(f"step {self._step}: not all was read ({self._watch.error})")
             self.record.steps += (reading,)
             self._board.log_step(trainer, reading, self._watch.samples)
         last = self._step + 1 >= self.steps

@@ -58,6 +58,11 @@ class Watch:
         """Whether the module is compiled, or a function that it calls."""
         return is_compiled(self._module) or compiled_frames() > self._frames or self._calls
 
+    @property
+    def error(self) -> Exception | None:
+        """What went wrong while the last batch was read."""
+        return self._probe.error
+
     def begin(self, trainer: pl.Trainer, accumulated: int) -> None:
         """Before any batch that is read: forget the one before.
 
