@@ -26,8 +26,9 @@ def collapsed_samples(
 ) -> Iterator[Finding]:
     """Different samples that give the same output at the end of the model: cosine near 1.
 
-    It is an error if it is so at two steps that were read, the last of them late, and the loss does
-    not fall; or at the start if the weights are too small or biases shut the layers.
+    Healthy deep nets may start so. It is an error if it is so at two steps that were read, the last
+    of them late, and the loss does not fall (a warning if it is not known whether it does); or at
+    the start if the weights are too small or biases shut the layers.
 
     Args:
         readings: What was measured.
@@ -41,9 +42,9 @@ def collapsed_samples(
         last = _last(reading)
         if last is None:
             continue
-        if last.sample_cosine > limit:
+        if likeness(last) > limit:
             hits.append((reading, last))
-        elif last.sample_cosine > note and noted is None:
+        elif likeness(last) > note and noted is None:
             noted = reading, last
     twice = len(hits) > 1 and hits[-1][0].step >= late
     place = hits[0] if hits else noted
@@ -51,16 +52,17 @@ def collapsed_samples(
         return
     severity: Severity = "info"
     if hits:
-        severity = "error" if twice and falls(readings) is False else "warning"
+        if twice and falls(readings) is not True:
+            severity = "error" if falls(readings) is False else "warning"
         if hits[0][0].step == 0 and (most_are_small(readings) or _shut(readings)):
             severity = "error"
     reading, last = place
     bound = limit if hits else note
     yield found(
         "collapsed_samples", severity, last.name, hits[-1][0].step if twice else reading.step,
-        last.sample_cosine, bound,
+        likeness(last), bound,
         f"the outputs of {last.name} are the same for all samples: mean cosine "
-        f"{last.sample_cosine:.5g} (limit {bound:g})",
+        f"{likeness(last):.5g} (limit {bound:g})",
         ranked(
             readings,
             Cause(
@@ -76,6 +78,17 @@ def collapsed_samples(
         ),
         "Dong et al. (2021), https://arxiv.org/abs/2103.03404",
     )  # fmt: skip
+
+
+def likeness(layer: LayerReading) -> float:
+    """Mean cosine between the outputs of two samples.
+
+    One number per sample has a cosine of 1 whenever the signs agree: there it is the share that all
+    samples have in common, mean^2 / rms^2, to which the cosine of many numbers tends.
+    """
+    if math.isnan(layer.unit_cosine) and layer.rms > 0:
+        return min(layer.sample_cosine, (layer.mean / layer.rms) ** 2)
+    return layer.sample_cosine
 
 
 def _shut(readings: Readings) -> bool:
