@@ -18,6 +18,7 @@ from lightning_init.architecture.aside import aside
 from lightning_init.architecture.attention_scores import Scores, product_scores, softmax_scores
 from lightning_init.architecture.calls import tensors
 from lightning_init.architecture.inputs_seen import Seen, read_input
+from lightning_init.architecture.ledger import Ledger
 from lightning_init.architecture.nonlinear import WATCHED, Activation, activation
 from lightning_init.architecture.opened import OPENED
 from lightning_init.architecture.operations import (
@@ -34,17 +35,8 @@ from lightning_init.architecture.operations import (
     Function,
     kind,
 )
-from lightning_init.architecture.signals import (
-    Cosine,
-    Ledger,
-    Moments,
-    euclidean,
-    leading,
-    moments,
-    rms,
-    sample_cosine,
-    unit_cosine,
-)
+from lightning_init.architecture.pool import Pool, Pooled
+from lightning_init.architecture.signals import euclidean, leading, norm
 from lightning_init.architecture.stage import Place, Stage
 from lightning_init.architecture.trails import (
     CONSTANT,
@@ -66,13 +58,11 @@ class Heard:
     """What one weight layer said at one step, as places in a ledger."""
 
     place: Place
-    moments: Moments
+    values: Pooled
     size: int
     made: int = 0
-    took: int = -1
+    took: tuple[int, int] = (-1, 0)
     grad: int = -1
-    samples: Cosine | None = None
-    units: Cosine | None = None
     after: Activation | None = None
 
 
@@ -81,6 +71,7 @@ class Step:
     """All that was heard since the start, in execution order."""
 
     ledger: Ledger = field(default_factory=Ledger)
+    pool: Pool = field(default_factory=Pool)
     layers: dict[str, Heard] = field(default_factory=dict)
     inputs: dict[str, Seen] = field(default_factory=dict)
     attentions: list[tuple[str, Scores]] = field(default_factory=list)
@@ -195,21 +186,20 @@ class Listener(TorchFunctionMode):
         if not first or taken is None or not ordinary(taken):
             return
         heard.made = self._made
-        heard.took = self.step.ledger.note(rms(leading(taken.detach(), self.full)))
+        part = leading(taken.detach(), place.channels, self.full)
+        heard.took = (self.step.ledger.note(norm(part)), part.numel())
         self._input(place.name, taken, place.channels, normalized=False)
 
     def _hear(self, place: Place, out: Tensor) -> Heard:
         step, name = self.step, place.name
         if name in step.layers:  # a module used twice is read on its first call
             return step.layers[name]
-        value = leading(out.detach(), self.full)
-        channels = place.channels and value.ndim > 2
-        heard = Heard(place, moments(step.ledger, value), out.numel())
-        if self.follow:
-            heard.samples = sample_cosine(step.ledger, value)
-            heard.units = unit_cosine(step.ledger, value, channels)
+        channels = place.channels and out.ndim > 2
+        pooled = step.pool.add(step.ledger, out, channels, self.full, cosines=self.follow)
+        heard = Heard(place, pooled, out.numel())
         if self.sample:
-            step.samples[name] = value.flatten()[:_KEPT].float().clone()
+            part = leading(out.detach(), channels, self.full)
+            step.samples[name] = part.flatten()[:_KEPT].float().clone()
         step.layers[name] = heard
         if out.requires_grad:
 
@@ -358,9 +348,9 @@ class Listener(TorchFunctionMode):
         if heard.made != trail.made or not ordinary(out):
             return
         channels = heard.place.channels and out.ndim > 2
-        ledger = self.step.ledger
+        pool, ledger = self.step.pool, self.step.ledger
         with aside():
-            heard.after = activation(ledger, name, args, kwargs, out, channels, self.full)
+            heard.after = activation(pool, ledger, name, args, kwargs, out, channels, self.full)
 
 
 _push: Any = torch.overrides._push_mode

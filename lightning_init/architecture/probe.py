@@ -180,6 +180,7 @@ class Probe:
             self._note_gradients(grads or {}, twins=self._full)
             weighed = self.scale.weigh(ledger, self._full)
             moved = self._moved()
+            heard.pool.reduce(ledger)
             numbers = ledger.read()
         updates = {
             key: numbers[far] / numbers[size]
@@ -220,7 +221,9 @@ class Probe:
 
     def layers(self) -> tuple[LayerReading, ...]:
         """The layers alone, without their weights; then they are forgotten."""
-        numbers = self._heard.ledger.read()
+        with aside():
+            self._heard.pool.reduce(self._heard.ledger)
+            numbers = self._heard.ledger.read()
         found = tuple(self._layer(h, numbers, 1.0, {}) for h in self._heard.layers.values())
         self._forget()
         return found
@@ -229,9 +232,11 @@ class Probe:
         self, heard: Heard, numbers: list[float], loss_scale: float, stds: Mapping[str, float]
     ) -> LayerReading:
         place = heard.place
-        moments: dict[str, Any] = heard.moments.of(numbers)
+        moments: dict[str, Any] = heard.values.of(numbers)
         norm = numbers[heard.grad] / loss_scale if heard.grad >= 0 else math.nan
-        took = numbers[heard.took] if heard.took >= 0 else math.nan
+        took = math.nan
+        if heard.took[0] >= 0:
+            took = numbers[heard.took[0]] / math.sqrt(heard.took[1])
         weight = self._weight_of(heard)
         expected = math.nan
         if weight in stds:
@@ -246,8 +251,8 @@ class Probe:
             rescaled=self.stage.rescaled,
             input_rms=took,
             expected_rms=expected,
-            sample_cosine=heard.samples.of(numbers) if heard.samples else math.nan,
-            unit_cosine=heard.units.of(numbers) if heard.units else math.nan,
+            sample_cosine=heard.values.cosine(numbers, units=False),
+            unit_cosine=heard.values.cosine(numbers, units=True),
             is_output=place.name == self._heard.last,
             after=heard.after.of(numbers) if heard.after else None,
         )

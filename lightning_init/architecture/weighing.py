@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.analyze import analyze
+from lightning_init.architecture.ledger import Ledger
 from lightning_init.architecture.names import named_tensors, named_weights, unwrap
 from lightning_init.architecture.parametrized import Derived
 from lightning_init.architecture.params import ParamInfo, Role
 from lightning_init.architecture.readings import WeightReading
-from lightning_init.architecture.signals import Ledger, norms
+from lightning_init.architecture.signals import norms
 from lightning_init.architecture.twins import twins
 
 _SLICE = 4096  # elements of a weight that an update ratio is read from
