@@ -158,14 +158,15 @@ class Pool:
 def _reduce(ledger: Ledger, parts: Tensor, kind: _Kind, found: list[Pooled]) -> None:
     """Reduce outputs of one kind, side by side along dimension 0."""
     flat, sum_type = parts.flatten(1), wide(parts)
-    low, high = torch.aminmax(flat, dim=1)
+    # Along a dimension `aminmax` takes 20 times as long as both, and a norm that is not along the
+    # last one 27 times as long as a sum of squares.
     first = [
         ledger.note(each)
         for each in (
             flat.mean(1, dtype=sum_type),
             torch.linalg.vector_norm(flat, dim=1, dtype=sum_type),
-            low,
-            high,
+            flat.amin(1),
+            flat.amax(1),
             flat.sign().abs_().mean(1, dtype=sum_type),
         )
     ]
@@ -195,10 +196,10 @@ def _units(ledger: Ledger, parts: Tensor, channels: bool) -> tuple[int, int]:
     parts = parts[:, :LEAST]
     if channels:
         maps = _float(parts.flatten(3))  # (outputs, rows, channels, positions)
-        length = torch.linalg.vector_norm(maps, dim=(1, 3))
+        length = torch.linalg.vector_norm(torch.linalg.vector_norm(maps, dim=3), dim=1)
         return _noted(ledger, length, _inverse(length)[:, None, None] @ maps)
     columns = _float(parts.flatten(1, -2))
-    length = torch.linalg.vector_norm(columns, dim=1)
+    length = columns.square().sum(1).sqrt_()
     return _noted(ledger, length, columns @ _inverse(length)[..., None])
 
 
