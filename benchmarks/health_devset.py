@@ -84,6 +84,8 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         out = self.net(x)
+        if not bool(out.isfinite().all()):  # torch's function raises where Keras gives NaN
+            return out.sum() * torch.nan
         if out.shape[1] == 1:
             return F.binary_cross_entropy(out[:, 0], y)
         if self.probabilities:  # Keras: outputs are divided by their sum, then -log
@@ -121,6 +123,7 @@ def runs(folder: Path) -> Iterator[tuple[Run, str]]:
                 lambda parameters: torch.optim.Adam(parameters, lr=1e-3, eps=1e-7),
                 STEPS,
                 seed=seed,
+                watched=STEPS,
             )
             yield run, labels[key]["outcome"]
 

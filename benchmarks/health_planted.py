@@ -64,7 +64,10 @@ class Row:
 def rows(cache: Path, only: str = "") -> list[Row]:
     hosts = [host for host in HOSTS if only in host]
     listed = list(runs(hosts))
-    records = {record.name: record for record in stored((run for *_, run in listed), cache)}
+    records = {
+        record.name: record
+        for record in stored((run for *_, run in listed), cache, enough=WITHIN + 5)
+    }
     clean = {
         (host, plain, run.seed): records[run.name]
         for host, fault, plain, run in listed

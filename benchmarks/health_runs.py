@@ -33,8 +33,9 @@ from lightning_init.health.findings import Finding
 from lightning_init.health.registry import Profile, Rules, examine
 
 Batch = tuple[Any, ...]
-# The monitor judges after each step that it watches; findings change at these (see `schedule`).
-MOMENTS = (*range(21), 25, 30, 35, 40, 45, 49, 50, 60, 70, 80, 90, 99, 120, 150, 199)
+# When the monitor judges: after each step that it reads, else every five, after 100 every 50 (see
+# `schedule`); 19 and 49 are the ends of shorter trainings.
+MOMENTS = tuple(sorted((0, 1, 2, *range(5, 100, 5), 19, 49, 99, 149, 199)))
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Run:
         strategy: `"keep"` watches the model as built; else what InitCallback draws first.
         plant: Changes the model before the first step, None for a healthy run.
         seed: Of the model, the drawn weights and dropout.
+        watched: Steps that are read layer by layer.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Run:
     strategy: str = "keep"
     plant: Callable[[nn.Module], None] | None = None
     seed: int = 0
+    watched: int = 100
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,11 @@ def train(run: Run) -> Record:
         torch.manual_seed(run.seed)
         task = Task(run)
         if run.strategy == "keep":
-            watch: HealthMonitor | InitCallback = HealthMonitor(verbose=False)
+            watch: HealthMonitor | InitCallback = HealthMonitor(run.watched, verbose=False)
         else:
-            watch = InitCallback(run.strategy, seed=run.seed, verbose=False)
+            watch = InitCallback(
+                run.strategy, seed=run.seed, monitor_steps=run.watched, verbose=False
+            )
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         try:
             trainer(run, [watch]).fit(task, loader(run))
@@ -168,16 +173,28 @@ def train(run: Run) -> Record:
     )
 
 
-def stored(runs: Iterable[Run], cache: Path, *, say: bool = True) -> Iterator[Record]:
-    """The records of the runs, from the cache where they are there."""
-    cache.mkdir(parents=True, exist_ok=True)
+def stored(
+    runs: Iterable[Run], cache: Path, *, enough: int = 0, say: bool = True
+) -> Iterator[Record]:
+    """The records of the runs, from the cache where they are there.
+
+    What a run came to does not depend on what is read of it: with `enough`, a run whose losses are
+    known is watched for so many steps only.
+    """
+    (cache / "losses").mkdir(parents=True, exist_ok=True)
     for index, run in enumerate(runs):
         key = hashlib.sha256(f"{_VERSION} {run.name}".encode()).hexdigest()[:16]
         path = cache / f"{key}.pkl"
+        known = cache / "losses" / f"{hashlib.sha256(run.name.encode()).hexdigest()[:16]}.pkl"
         if path.exists():
             yield pickle.loads(path.read_bytes())
             continue
-        record = train(run)
+        if enough and known.exists():
+            record = train(dataclasses.replace(run, steps=min(run.steps, enough)))
+            record = dataclasses.replace(record, losses=pickle.loads(known.read_bytes()))
+        else:
+            record = train(run)
+            known.write_bytes(pickle.dumps(record.losses))
         path.write_bytes(pickle.dumps(record))
         if say:
             problem = f"  {record.error[:100]}" if record.error else ""

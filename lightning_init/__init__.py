@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from lightning_init.callbacks.init import InitCallback as InitCallback
     from lightning_init.callbacks.monitor import HealthMonitor as HealthMonitor
     from lightning_init.health.audit import audit as audit
+    from lightning_init.health.compare import Comparison as Comparison
     from lightning_init.health.findings import Cause as Cause, Finding as Finding
     from lightning_init.health.registry import detector as detector
     from lightning_init.health.report import Report as Report
+    from lightning_init.health.shallow import shallow_baseline as shallow_baseline
     from lightning_init.search.evaluate import Outcome as Outcome, Trial as Trial
     from lightning_init.search.result import SearchResult as SearchResult
     from lightning_init.search.space import Axis as Axis, Space as Space
@@ -60,10 +62,12 @@ _HOMES = {
     "InitCallback": "callbacks.init",
     "HealthMonitor": "callbacks.monitor",
     "audit": "health.audit",
+    "Comparison": "health.compare",
     "Cause": "health.findings",
     "Finding": "health.findings",
     "detector": "health.registry",
     "Report": "health.report",
+    "shallow_baseline": "health.shallow",
     "Outcome": "search.evaluate",
     "Trial": "search.evaluate",
     "SearchResult": "search.result",

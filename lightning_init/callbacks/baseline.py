@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -49,7 +50,7 @@ class ShallowBaseline(Callback):
         """The report with both losses, and a finding if the module is worse."""
         if (reading := self.reading) is not None:
             return with_baseline(report, reading)
-        return Report(report.findings, report.readings, (*report.blind, *self.blind))
+        return replace(report, blind=(*report.blind, *self.blind))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen to `training_step`."""

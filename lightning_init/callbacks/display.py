@@ -10,7 +10,8 @@ from rich.table import Table
 
 from lightning_init.architecture.params import Role
 from lightning_init.architecture.readings import LayerReading
-from lightning_init.health.layers import shared_prefix, shorten, textbook
+from lightning_init.health.labels import shared_prefix, shorten
+from lightning_init.health.layers import textbook
 from lightning_init.health.report import Report
 from lightning_init.strategies.distributions import Calibrated
 from lightning_init.strategies.plan import Plan, PlanEntry

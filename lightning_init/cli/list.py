@@ -13,6 +13,7 @@ from rich.text import Text
 
 from lightning_init.architecture.arguments import Parameter
 from lightning_init.cli.options import parse
+from lightning_init.cli.severities import severities
 from lightning_init.health import registry as detectors
 from lightning_init.strategies import registry as strategies
 from lightning_init.strategies.needs import NEEDS
@@ -69,6 +70,10 @@ def catalogue() -> dict[str, list[dict[str, Any]]]:
             {
                 "name": entry.name,
                 "summary": entry.summary,
+                "profile": entry.profile,
+                "severities": list(severities(entry.function)),
+                "explains": list(entry.explains),
+                "page": page_of(entry.name, entry.profile),
                 "parameters": [_parameter(p) for p in entry.parameters.values()],
             }
             for entry in detectors.entries()
@@ -90,8 +95,26 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     }
 
 
+def page_of(name: str, profile: str) -> str:
+    """The detector's page in the documentation; the textbook's rules share one."""
+    return f"docs/detectors/{'textbook' if profile == 'textbook' else name}.md"
+
+
+def index(rows: list[dict[str, Any]]) -> str:
+    """The detectors as a Markdown table with a link to the page of each."""
+    lines = ["| detector | symptom | severity | limits |", "|---|---|---|---|"]
+    for row in rows:
+        page = row["page"].rpartition("/")[2]
+        limits = ", ".join(f"`{p['name']}={_short(p['default'])}`" for p in row["parameters"])
+        cells = [f"[`{row['name']}`]({page})", row["summary"], ", ".join(row["severities"]), limits]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Part of the catalogue as a Markdown table."""
+    if rows and "severities" in rows[0]:
+        return index(rows)
     lines = ["| name | what it is | needs | passes | parameters |", "|---|---|---|---|---|"]
     for row in rows:
         needs = [*row.get("needs", ()), *(f"(wants) {want}" for want in row.get("wants", ()))]
@@ -125,6 +148,9 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
             lines.append(f"Wants {', '.join(row['wants'])}.")
         if row.get("passes", "none") != "none":
             lines.append(f"Passes: {row['passes']}.")
+        if row.get("severities"):
+            textbook = " (profile textbook)" if row["profile"] == "textbook" else ""
+            lines.append(f"Severity: {', '.join(row['severities'])}{textbook}.")
         if row.get("aliases"):
             lines.append(f"Also {', '.join(row['aliases'])}.")
         shown = [
@@ -133,9 +159,12 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
             if p["name"] != "scale" or p["low"] == p["high"]
         ]
         text = Text(" ".join(lines))
-        for more in (", ".join(shown), str(row.get("references", ""))):
+        for more in (", ".join(shown), str(row.get("references", row.get("page", "")))):
             text.append(f"\n{more}" if more else "", style="dim")
         grid.add_row(row["name"], text)
+    if title == "detectors":
+        hint = 'HealthMonitor(detectors={"dead_units": {"limit": 0.9}}, profile="default")'
+        grid.add_row("", Text(f"Rules are chosen, and limits set, by {hint}.", "dim"))
     if title == "strategies":
         grid.add_row("", Text("Each takes scale=1 (0.001..1000), a factor on every std.", "dim"))
     return grid

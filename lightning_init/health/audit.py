@@ -43,7 +43,8 @@ def audit(
 
     Raises:
         ValueError: If there is no such detector, limit or profile.
-        Exception: Whatever `forward` raises.
+        Exception: Whatever `forward` raises, unless a layer before gave NaN or infinity: that is a
+            finding, and the likely reason.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -58,8 +59,12 @@ def audit(
     try:
         with preserved(model), torch.enable_grad(), eager():
             probe.start(full=True, sample=True)
+            loss, failure = None, None
             with LossWatch() as losses:
-                loss = forward()
+                try:
+                    loss = forward()
+                except Exception as error:
+                    failure = error
             grads: dict[int, Tensor] = {}
             readings = {}
             if isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point():
@@ -67,6 +72,10 @@ def audit(
                 grads = _gradients(model, loss)
             samples = probe.samples
             reading = probe.step(0, grads=grads, losses=tuple(losses.readings))
+        # A loss may refuse NaN: then what brought it about is the finding.
+        fed = all(one.finite for one in reading.inputs)
+        if failure is not None and fed and all(one.finite for one in reading.layers):
+            raise failure
     finally:
         probe.stop()
     reading = replace(reading, layers=with_histograms(reading.layers, samples))

@@ -39,7 +39,7 @@ BAD_BATCH = Cause(
 @detector(
     order=60,
     explains=(
-        *("loss_crash", "loss_oscillates", "loss_flat", "non_finite", "forward_growth"),
+        *("loss_oscillates", "loss_flat", "non_finite", "forward_growth"),
         *("backward_growth", "dead_units", "saturated_units", "saturated_attention"),
         *("collapsed_samples", "zero_gradients", "frozen_layers", "uneven_gradients"),
         *("update_ratio",),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning_init.architecture.readings import LayerReading
-from lightning_init.health.layers import shared_prefix, shorten
+from lightning_init.health.labels import shared_prefix, shorten
 
 Figure = dict[str, Any]
 
@@ -24,6 +24,7 @@ def course(
     index: int,
     dash: str = "solid",
     marks: bool = True,
+    shape: int | None = None,
 ) -> dict[str, Any]:
     """One line with a colour and a marker of its own, so that it is told apart on paper, too."""
     color = COLORS[index % len(COLORS)]
@@ -34,7 +35,11 @@ def course(
         "y": [value if math.isfinite(value) else None for value in y],
         "mode": "lines+markers" if marks else "lines",
         "line": {"color": color, "dash": dash, "width": 2},
-        "marker": {"color": color, "symbol": _MARKS[index % len(_MARKS)], "size": 5},
+        "marker": {
+            "color": color,
+            "symbol": _MARKS[(index if shape is None else shape) % len(_MARKS)],
+            "size": 5,
+        },
         "hovertemplate": "%{x}: %{y:.3g}",
     }
 
@@ -75,8 +80,12 @@ def courses(
         near = {"dtick": "D2", "tickformat": ".2~g"}
         # A power of ten alone is enough: 0.0001 and its like take the room of the plot.
         far = {"dtick": max(1, math.ceil(folds / 8)), "exponentformat": "power"}
-        layout["yaxis"] |= {"type": "log"} | (near if folds < 1.5 else far)
+        if folds > 0.5:
+            layout["yaxis"] |= {"type": "log"} | (near if folds < 1.5 else far)
+        else:  # a logarithmic axis would have one tick
+            layout["yaxis"]["rangemode"] = "tozero"
     layout["showlegend"] = len(kept) > 1
+    layout["height"] += 16 * (len(kept) // 4)  # the legend takes none of the plot's room
     return {"data": kept, "layout": layout}
 
 
@@ -84,7 +93,7 @@ def layout_of(x: str, y: str, ticks: Mapping[str, Any]) -> dict[str, Any]:
     """What all figures share."""
     return {
         "height": 400,
-        "margin": {"l": 70, "r": 20, "t": 30, "b": 80},
+        "margin": {"l": 70, "r": 40, "t": 30, "b": 80},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222222"},
@@ -92,6 +101,7 @@ def layout_of(x: str, y: str, ticks: Mapping[str, Any]) -> dict[str, Any]:
         "yaxis": axis(y),
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "hovermode": "closest",
+        "modebar": {"orientation": "v"},
     }
 
 
@@ -112,15 +122,15 @@ def layer_ticks(layers: Sequence[LayerReading]) -> dict[str, Any]:
     return ticks_of([layer.name for layer in layers])
 
 
-def ticks_of(names: Sequence[str]) -> dict[str, Any]:
-    """At most 16 names below the axis; all of them are in the table."""
+def ticks_of(names: Sequence[str], most: int = 16) -> dict[str, Any]:
+    """Some of the names below an axis; all of them are in the table."""
     prefix, count = shared_prefix(names), len(names)
-    chosen = (
-        sorted({round(i * (count - 1) / 15) for i in range(16)}) if count > 16 else range(count)
-    )
+    chosen: Iterable[int] = range(count)
+    if count > most:
+        chosen = sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
     return {
         "tickvals": [i + 1 for i in chosen],
-        "ticktext": [shorten(names[i][len(prefix) :], 22) for i in chosen],
+        "ticktext": [shorten(names[i][len(prefix) :], 18) for i in chosen],
         "tickangle": -40,
         "range": [0.5, count + 0.5],
     }

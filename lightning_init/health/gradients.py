@@ -64,12 +64,19 @@ def zero_gradients(
 
 
 def _judged(reading: StepReading) -> list[WeightReading]:
-    """Matrices of layers that ran, in the order in which they did."""
+    """Matrices of layers that ran, in the order in which they did.
+
+    Gradients are read where an optimizer steps: of a weight that none holds nothing is known.
+    """
     place = {layer.name: at for at, layer in enumerate(reading.layers)}
+    known = any(math.isfinite(one.lr) for one in reading.weights)
     used = [
         one
         for one in matrices(reading)
-        if one.role == "weight" and one.module in place and not _EXPERT.search(one.name)
+        if one.role == "weight"
+        and one.module in place
+        and not _EXPERT.search(one.name)
+        and not (known and math.isnan(one.lr))
     ]
     return sorted(used, key=lambda one: place[one.module])
 

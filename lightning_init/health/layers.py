@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from lightning_init.architecture.readings import LayerReading
+from lightning_init.health.labels import shared_prefix, shorten
 from lightning_init.health.marks import Mark
 
 WIDTH = 80
 _ROWS = 36  # more layers than this are cut
-_NAME = 14  # columns that a layer's name gets at least
+_NAME = 18  # columns that a layer's name gets at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,35 +152,6 @@ def cut(
             # A line that says "one more" is no shorter than that one.
             yield layers[start:end], shown[start] or end - start == 1
             start = end
-
-
-def shared_prefix(names: Sequence[str]) -> str:
-    """The dotted path that all names share, with its last dot.
-
-    Example:
-        >>> shared_prefix(["net.h.0.fc", "net.h.1.fc", "net.head"])
-        'net.'
-    """
-    paths = [name.split(".")[:-1] for name in names]
-    shared = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return "".join(f"{part}." for part in shared)
-
-
-def shorten(name: str, width: int) -> str:
-    """A name in at most `width` characters, its middle cut.
-
-    Example:
-        >>> shorten("encoder.layers.11.attention.output", 20)
-        'encoder.l…ion.output'
-    """
-    if len(name) <= width:
-        return name
-    head = (width - 1) // 2
-    return f"{name[:head]}…{name[-(width - 1 - head) :]}"
 
 
 def number(value: float) -> str:

@@ -89,7 +89,7 @@ def _mismatch(loss: LossReading, last: str, note: float, unreachable: float) -> 
         return _likelihood(loss)
     if kind.startswith("binary cross-entropy"):
         return _binary(loss, last)
-    if kind == "squared error":
+    if kind.endswith(" error"):
         return _squared(loss, last, note, unreachable)
     return None
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_init.architecture.readings import LayerReading
-from lightning_init.health import plots
+from lightning_init.health import heatmaps, plots
 from lightning_init.health.figures import Figure
 from lightning_init.health.findings import Finding
 from lightning_init.health.layers import flat, number
@@ -123,7 +123,7 @@ def _figures(reports: Mapping[str, Report]) -> Iterator[str]:
             f"Distribution of the outputs{f', {name}' if name else ''}",
             "A column per layer, the densest value dark. Mass at both ends is saturation, a single "
             "dark line at zero is death.",
-            plots.distribution(report),
+            heatmaps.distribution(report),
         )
     yield from _figure(
         "Gradient by layer",
@@ -133,7 +133,7 @@ def _figures(reports: Mapping[str, Report]) -> Iterator[str]:
     yield from _figure(
         "Edge of chaos",
         "chi: growth of the squared gradient norm from a layer to the one before it. Below 1 "
-        "gradients vanish on the way to the input, above 1 they explode.",
+        "(dashed) gradients vanish on the way to the input, above 1 they explode.",
         plots.chi(reports),
     )
     yield from _figure(
@@ -153,7 +153,7 @@ def _figures(reports: Mapping[str, Report]) -> Iterator[str]:
         yield from _figure(
             f"Scale over time{of}",
             "Std of each layer's output against its first value: red has grown, blue has shrunk.",
-            plots.over_time(report),
+            heatmaps.over_time(report),
         )
 
 

@@ -17,6 +17,7 @@ from lightning_init.health.evidence import ranked
 from lightning_init.health.findings import Cause, Finding, Severity, found
 from lightning_init.health.motion import ceiling, settled, typical_ratios
 from lightning_init.health.registry import Factor, Share, detector
+from lightning_init.health.samples import likeness
 
 
 @detector(order=64)
@@ -67,7 +68,7 @@ def _companion(readings: Readings, after: int) -> str:
         if reading.step < max(after, 10):
             return ""
         outputs = [layer for layer in reading.layers if layer.is_output]
-        if any(layer.sample_cosine > 0.999 and layer.rms > 0 for layer in outputs):
+        if any(likeness(layer) > 0.999 and layer.rms > 0 for layer in outputs):
             return f"; at step {reading.step} the outputs of all samples are alike"
         grads = [
             weight.grad_rms
@@ -159,9 +160,7 @@ def _crash(readings: Readings, flat: int, factor: float = 3.0) -> tuple[int, flo
     for index, (step, loss) in enumerate(course):
         if len(losses) >= flat and not loss <= top:
             level = median(losses[-flat:])
-            following = [one for _, one in course[index : index + 3]]
-            stays = len(following) == 3 and all(one > factor * level for one in following)
-            if level > 0 and (not math.isfinite(loss) or stays):
+            if level > 0 and not loss <= factor * level and _lost(course[index:], factor * level):
                 # The last steps before a crash may rise already.
                 count = _flat_for(losses[:-3])
                 return (step, level, count) if count >= flat - 3 and level > 0.8 * top else None
@@ -169,6 +168,13 @@ def _crash(readings: Readings, flat: int, factor: float = 3.0) -> tuple[int, flo
             return None
         losses.append(loss)
     return None
+
+
+def _lost(course: Sequence[tuple[int, float]], high: float) -> bool:
+    """Whether a loss that has risen does not come back: three high ones, or soon not a number."""
+    coming = [loss for _, loss in course[:10]]
+    stays = len(coming) > 2 and all(loss > high for loss in coming[:3])
+    return stays or not all(map(math.isfinite, coming))
 
 
 def _flat_for(losses: Sequence[float]) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from lightning_init.architecture.readings import LayerReading, Readings, StepReading
 from lightning_init.health.attempts import Attempt
 from lightning_init.health.findings import Finding
-from lightning_init.health.layers import shorten as shorten, table, textbook as textbook
+from lightning_init.health.layers import table, textbook
 from lightning_init.health.marks import marks
 from lightning_init.health.page import page
 from lightning_init.health.words import baseline_note, finding as words, notes, wrapped
@@ -102,9 +102,10 @@ class Report:
         write(path, {"": self}, self.to_dict())
 
     def remarks(self) -> tuple[str, ...]:
-        """What could not be watched, and what a shallow model reached where one was trained."""
+        """What was tried, what could not be watched, and what a shallow model reached, if any."""
         twin = self.readings.baseline
-        return (*self.blind, *([baseline_note(twin)] if twin is not None else []))
+        tried = [f"tried {attempt}" for attempt in self.attempts]
+        return (*tried, *self.blind, *([baseline_note(twin)] if twin is not None else []))
 
     def summary(self) -> str:
         """How many findings of which severity, in one line.

@@ -41,9 +41,9 @@ def collapsed_samples(
         last = _last(reading)
         if last is None:
             continue
-        if last.sample_cosine > limit:
+        if likeness(last) > limit:
             hits.append((reading, last))
-        elif last.sample_cosine > note and noted is None:
+        elif likeness(last) > note and noted is None:
             noted = reading, last
     twice = len(hits) > 1 and hits[-1][0].step >= late
     place = hits[0] if hits else noted
@@ -58,9 +58,9 @@ def collapsed_samples(
     bound = limit if hits else note
     yield found(
         "collapsed_samples", severity, last.name, hits[-1][0].step if twice else reading.step,
-        last.sample_cosine, bound,
+        likeness(last), bound,
         f"the outputs of {last.name} are the same for all samples: mean cosine "
-        f"{last.sample_cosine:.5g} (limit {bound:g})",
+        f"{likeness(last):.5g} (limit {bound:g})",
         ranked(
             readings,
             Cause(
@@ -76,6 +76,17 @@ def collapsed_samples(
         ),
         "Dong et al. (2021), https://arxiv.org/abs/2103.03404",
     )  # fmt: skip
+
+
+def likeness(layer: LayerReading) -> float:
+    """Mean cosine between the outputs of two samples.
+
+    One number per sample has a cosine of 1 whenever the signs agree: there it is the share that all
+    samples have in common, mean^2 / rms^2, to which the cosine of many numbers tends.
+    """
+    if math.isnan(layer.unit_cosine) and layer.rms > 0:
+        return min(layer.sample_cosine, (layer.mean / layer.rms) ** 2)
+    return layer.sample_cosine
 
 
 def _shut(readings: Readings) -> bool:

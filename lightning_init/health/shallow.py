@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 
 from lightning_init.architecture.names import unwrap
 from lightning_init.architecture.preserve import preserved
-from lightning_init.architecture.readings import BaselineReading, Readings
+from lightning_init.architecture.readings import BaselineReading
 from lightning_init.health.audit import audit
 from lightning_init.health.overheard import LossCall, Overhear
 from lightning_init.health.registry import examine
@@ -84,9 +85,8 @@ def with_baseline(report: Report, reading: BaselineReading) -> Report:
     """A report that knows what a shallow model reached, judged anew."""
     old = report.readings
     loss = old.loss | {step: value for step, value in reading.deep.items() if step not in old.loss}
-    known = {name: getattr(old, name) for name in old.__slots__}
-    seen = Readings(**known | {"loss": dict(sorted(loss.items())), "baseline": reading})
-    return Report(examine(seen), seen, report.blind)
+    seen = replace(old, loss=dict(sorted(loss.items())), baseline=reading)
+    return replace(report, findings=examine(seen), readings=seen)
 
 
 class Twin:

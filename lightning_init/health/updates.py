@@ -118,14 +118,16 @@ def _too_small(readings: Readings, step: int) -> tuple[Cause, ...]:
 def _rate(readings: Readings, step: int) -> float:
     if step in readings.lr:
         return readings.lr[step]
-    rates = [
+    return max((rate for rate in _rates(readings, step) if rate >= 0), default=math.nan)
+
+
+def _rates(readings: Readings, step: int) -> list[float]:
+    return [
         weight.lr
         for reading in readings.steps
         if reading.step == step
         for weight in reading.weights
-        if math.isfinite(weight.lr)
     ]
-    return max(rates, default=math.nan)
 
 
 def _harm(readings: Readings, start: int, jump: float) -> str:
@@ -254,10 +256,11 @@ def _unmoved(
         "take the detach out; print(parameter.grad) after loss.backward()",
     )
     causes = (vanishing, dead, forgotten)
-    if math.isnan(weight.grad_rms):
-        causes = (detached, vanishing, dead)
-    elif weight.grad_rms > 0 and weight.update == 0:  # it is not the signal that is missing
+    held = math.isfinite(weight.lr) or all(math.isnan(rate) for rate in _rates(readings, step))
+    if not held or (weight.grad_rms > 0 and weight.update == 0):  # the signal is not missing
         causes = (forgotten, vanishing, dead)
+    elif math.isnan(weight.grad_rms):
+        causes = (detached, vanishing, dead)
     more = f" (and {count - 1} more)" if count > 1 else ""
     return found(
         "frozen_layers", "warning", weight.name, step, weight.update, ratio,

@@ -122,14 +122,30 @@ def test_the_catalogue_fits_the_terminal(capsys, monkeypatch, columns):
             assert f"{name}=" in out
 
 
-def test_the_catalogue_in_the_docs_is_the_one_of_the_registry():
-    page = (Path(__file__).parents[2] / "docs" / "schemes.md").read_text(encoding="utf-8")
-    _, begin, rest = page.partition("<!-- catalogue -->\n")
+@pytest.mark.parametrize(
+    ("what", "page"), [("strategies", "schemes.md"), ("detectors", "detectors/README.md")]
+)
+def test_the_catalogue_in_the_docs_is_the_one_of_the_registry(what, page):
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    _, begin, rest = text.partition("<!-- catalogue -->\n")
     table, end, _ = rest.partition("\n<!-- end -->")
     assert begin
     assert end
-    wanted = markdown(catalogue()["strategies"])
-    assert table == wanted, "run: python docs/catalogue.py"
+    assert table == markdown(catalogue()[what]), "run: python docs/catalogue.py"
+
+
+def test_the_catalogue_says_how_bad_each_finding_is_and_where_to_read(capsys):
+    rows = {row["name"]: row for row in catalogue()["detectors"]}
+    # What the rules themselves were seen to say in their own tests.
+    assert rows["worse_than_shallow"]["severities"] == ["error", "warning"]
+    assert rows["loss_oscillates"]["severities"] == ["warning"]
+    assert rows["textbook_std"]["profile"] == "textbook"
+    assert all(row["severities"] for row in rows.values())
+    assert main(["list", "detectors"]) == 0
+    out = capsys.readouterr().out
+    for row in rows.values():
+        assert row["page"] in out
+    assert out.count("(profile textbook)") + out.count("(profile\n") >= 1
 
 
 def test_the_catalogue_says_what_each_scheme_needs_and_costs(capsys):

@@ -79,6 +79,15 @@ def test_one_nan(place: str) -> None:
     assert report.worst.step == 0
 
 
+def test_a_loss_that_refuses_nan() -> None:
+    model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 1), nn.Sigmoid())
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+    target = torch.ones(len(X), 1)
+    report = audit(model, lambda: F.binary_cross_entropy(model(X), target))
+    assert [(one.detector, one.where) for one in report.errors] == [("non_finite", "0.weight")]
+
+
 def test_a_layer_that_was_overwritten_is_named() -> None:
     model = mlp()
     plan = make_plan(model, "kaiming_normal")

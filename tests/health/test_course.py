@@ -136,7 +136,10 @@ def test_warm_up_does_not_count() -> None:
 
 def alike(cosine: float, step: int = 50) -> StepReading:
     head = LayerReading(
-        "head", "Linear", "", 0.0, 1.0, 1.0, 1.0, 0.0, sample_cosine=cosine, is_output=True
+        *("head", "Linear", "", 0.0, 1.0, 1.0, 1.0, 0.0),
+        sample_cosine=cosine,
+        unit_cosine=0.0,
+        is_output=True,
     )
     return StepReading(step, (head,))
 

@@ -28,7 +28,7 @@ from lightning_init.architecture.readings import (
     StepReading,
     WeightReading,
 )
-from lightning_init.health import plots
+from lightning_init.health import heatmaps, plots
 from lightning_init.health.compare import Comparison
 from lightning_init.health.findings import Cause, found
 from lightning_init.health.page import page
@@ -152,12 +152,12 @@ def test_plots_show_what_was_measured() -> None:
     gradients = plots.gradients({"": report})
     assert gradients is not None
     assert gradients["data"][1]["y"] == pytest.approx([1e-3 * 8] * 5)
-    heat = plots.distribution(report)
+    heat = heatmaps.distribution(report)
     assert heat is not None
     column = [row[0] for row in heat["data"][1]["z"]]
     assert column[0] == column[-1] == 1.0, "mass at both ends"
     assert max(column[5:-5]) == 0.0
-    time = plots.over_time(report)
+    time = heatmaps.over_time(report)
     assert time is not None
     assert time["data"][0]["z"][1] == [1.0] * 5, "std doubled from step 0 to 1"
     loss = plots.losses({"": report})
@@ -173,7 +173,7 @@ def test_scales_far_apart_share_a_heat_map_in_units_of_their_own() -> None:
         LayerReading(str(i), "Linear", "", 0, s, s, s, 0, histogram=Histogram(-s, s, shape))
         for i, s in enumerate((1.0, 1e3, 1e6))
     )
-    heat = plots.distribution(Report((), Readings((StepReading(0, layers),))))
+    heat = heatmaps.distribution(Report((), Readings((StepReading(0, layers),))))
     assert heat is not None
     assert "own std" in heat["layout"]["yaxis"]["title"]["text"]
     columns = list(zip(*heat["data"][0]["z"], strict=True))

@@ -14,7 +14,9 @@ from torch import nn
 from lightning_init import audit
 from lightning_init.architecture.readings import LayerReading, Readings, StepReading
 from lightning_init.health.findings import Finding
-from lightning_init.health.report import Report, shorten, textbook
+from lightning_init.health.labels import shorten
+from lightning_init.health.layers import textbook
+from lightning_init.health.report import Report
 
 
 def layer(name: str = "fc", **numbers: float) -> LayerReading:

@@ -178,7 +178,13 @@ def test_saturation_explains_and_alarms_in_company_only(
 
 def cosines(*values: float, steps: tuple[int, ...] = (0, 5, 20), loss: Any = None) -> Any:
     readings = [
-        step(number, layers=[layer("one", sample_cosine=0.1), layer("out", sample_cosine=value)])
+        step(
+            number,
+            layers=[
+                layer("one", sample_cosine=0.1),
+                layer("out", sample_cosine=value, unit_cosine=0.0),
+            ],
+        )
         for number, value in zip(steps, values, strict=False)
     ]
     return at(*readings, loss=loss)
@@ -213,6 +219,14 @@ def test_samples_that_are_alike(
 
 
 @pytest.mark.parametrize(
+    ("mean", "expected"), [(0.99902**0.5, "warning"), (0.99898**0.5, "info"), (0.9, None)]
+)
+def test_one_number_per_sample_has_a_sign_in_common(mean: float, expected: str | None) -> None:
+    out = layer("out", sample_cosine=1.0, mean=mean, rms=1.0, std=(1 - mean**2) ** 0.5)
+    assert severity("collapsed_samples", at(step(layers=[out]))) == expected
+
+
+@pytest.mark.parametrize(
     ("weights", "expected"),
     [
         ([weight(std=0.0125 * IN), weight("b.weight")], "warning"),  # half of them
@@ -225,7 +239,7 @@ def test_samples_that_are_alike(
     ],
 )
 def test_samples_that_are_alike_from_the_start(weights: Any, expected: str) -> None:
-    out = [layer("out", sample_cosine=0.9995)]
+    out = [layer("out", sample_cosine=0.9995, unit_cosine=0.0)]
     found = only("collapsed_samples", at(step(layers=out, weights=weights)))
     assert found is not None
     assert found.severity == expected
