@@ -43,12 +43,10 @@ def relative_size(weight: WeightReading) -> float:
 
 
 def most_are_small(readings: Readings) -> bool:
-    """Whether the matrices are too small for their fan-in, and no norm layer makes good for it."""
+    """Whether most matrices are too small for their fan-in."""
     for reading in readings.steps[:1]:
         sizes = [relative_size(one) for one in matrices(reading) if one.rms > 0 and not one.trained]
-        normed = any(one.role == "norm_scale" for one in reading.weights)
-        normed = normed or any(layer.rescaled for layer in reading.layers)
-        return bool(sizes) and not normed and 2 * sum(s < _SMALL for s in sizes) > len(sizes)
+        return bool(sizes) and 2 * sum(s < _SMALL for s in sizes) > len(sizes)
     return False
 
 
@@ -119,7 +117,7 @@ def _bias(readings: Readings) -> Iterator[Suspicion]:
         if odd:
             worst = max(odd, key=lambda one: one.rms)
             names = [worst.name, *(one.name for one in odd if one is not worst)]
-            text = f"{and_more(names, 'bias')} has mean {worst.mean:.3g} and rms {worst.rms:.3g}"
+            text = f"{and_more(names, 'tensor')} has mean {worst.mean:.3g} and rms {worst.rms:.3g}"
             remedy = f'biases start at 0: overrides={{"{worst.name}": "zeros"}}'
             yield 2.0 + math.log(worst.rms), Cause("bias", text, remedy)
 
@@ -166,7 +164,7 @@ def _architecture(readings: Readings) -> Iterator[Suspicion]:
 def _attention_scale(readings: Readings) -> Iterator[Suspicion]:
     for reading in readings.steps[:1]:
         sharp = [one for one in reading.attentions if one.logit_std > 5]
-        if sharp:
+        if sharp and not any(relative_size(one) > _LARGE for one in matrices(reading)):
             worst = max(sharp, key=lambda one: one.logit_std)
             text = f"attention logits in {worst.name} have std {worst.logit_std:.3g}, usual is 1"
             remedy = "divide the logits by sqrt(head width), or smaller query and key weights"

@@ -163,14 +163,14 @@ def _growth_finding(
 def _jump_finding(
     readings: Readings, step: int, before: str, name: str, ratio: float, limit: float
 ) -> Finding:
-    causes = [
-        Cause(
-            "init scale",
-            f"the weights of {name} have another scale than their neighbours'",
-            f'draw it like them: overrides={{"{name}.*": "kaiming_normal"}}',
-        ),
-        *ranked(readings, without=(*_NOT_GROWTH, "init scale")),
-    ]
+    scale = Cause(
+        "init scale",
+        f"the weights of {name} have another scale than their neighbours'",
+        f'draw it like them: overrides={{"{name}.*": "kaiming_normal"}}',
+    )
+    # What the readings say of all layers is less than what they say of this one.
+    without = (*_NOT_GROWTH, "init scale", "architecture", "output layer")
+    causes = ranked(readings, scale, without=without)
     finding = found(
         "forward_growth", "error", name, step, ratio, limit,
         f"the output of {name} is x{ratio:.3g} that of {before} (limit x{limit:g} either way)",

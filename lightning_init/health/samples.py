@@ -26,8 +26,9 @@ def collapsed_samples(
 ) -> Iterator[Finding]:
     """Different samples that give the same output at the end of the model: cosine near 1.
 
-    It is an error if it is so at two steps that were read, the last of them late, and the loss does
-    not fall; or at the start if the weights are too small or biases shut the layers.
+    Healthy deep nets may start so. It is an error if it is so at two steps that were read, the last
+    of them late, and the loss does not fall (a warning if it is not known whether it does); or at
+    the start if the weights are too small or biases shut the layers.
 
     Args:
         readings: What was measured.
@@ -51,7 +52,8 @@ def collapsed_samples(
         return
     severity: Severity = "info"
     if hits:
-        severity = "error" if twice and falls(readings) is False else "warning"
+        if twice and falls(readings) is not True:
+            severity = "error" if falls(readings) is False else "warning"
         if hits[0][0].step == 0 and (most_are_small(readings) or _shut(readings)):
             severity = "error"
     reading, last = place
