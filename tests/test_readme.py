@@ -16,7 +16,17 @@ def snippets(text):
 
 
 SNIPPETS = [*snippets(README), *snippets(SCHEMES)]
-NAMES = ["trainer", "plain", "strategy", "fixup", "warm_start", "chain", "prior_head", "lsuv"]
+NAMES = [
+    "trainer",
+    "health",
+    "plain",
+    "strategy",
+    "fixup",
+    "warm_start",
+    "chain",
+    "prior_head",
+    "lsuv",
+]
 
 
 def test_the_readme_has_its_commands_where_ci_looks():

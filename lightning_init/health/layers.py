@@ -26,7 +26,7 @@ class Column:
         cell: Text of one layer.
         values: Number of one layer, for the span of those that are left out; None for texts.
         group: Title over this column and its neighbours of the same group.
-        spare: Whether it goes where 80 columns are too few.
+        spare: Whether it goes where 80 columns are too few; the first goes first.
     """
 
     header: str
@@ -72,11 +72,12 @@ def grid(
     """
     used = [c for c in columns if any(c.cell(layer) for layer in layers)]
     parts = list(cut(layers, keep))
-    while _room(widths := [_width(parts, c) for c in used]) < _NAME and (
+    prefix = shared_prefix([layer.name for layer in layers])
+    needed = max((len(layer.name) - len(prefix) for layer in layers), default=0)
+    while _room(widths := [_width(parts, c) for c in used]) < min(needed, _NAME) and (
         gone := [c for c in used if c.spare]
     ):
-        used.remove(gone[-1])
-    prefix = shared_prefix([layer.name for layer in layers])
+        used.remove(gone[0])
     rows: list[tuple[str, list[str]]] = []
     for part, shown in parts:
         if shown:

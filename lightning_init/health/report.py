@@ -125,7 +125,7 @@ class Report:
     def __str__(self) -> str:
         first = self.readings.steps[0] if self.readings.steps else StepReading(0)
         found = table(first.layers, marks(self.findings, first.layers)) if first.layers else []
-        found += notes(first)
+        found += notes(first, "\n".join(found))
         for index, finding in enumerate(self.findings, start=1):
             found += ["", *words(finding, index)]
         found += [""] if found else []

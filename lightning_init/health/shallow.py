@@ -7,7 +7,8 @@ teach: what is wrong is the depth, or how it was initialized.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -64,9 +65,8 @@ def shallow_baseline(
     if not every:
         raise ValueError("there is no batch: `len(batches) >= 1` must hold")
     report = audit(model, lambda: step(every[0]))
-    with preserved(model), torch.enable_grad():
+    with preserved(model), _lent(model), torch.enable_grad():
         trainable = [p for p in unwrap(model).parameters() if p.requires_grad]
-        before = [p.grad for p in trainable]
         chosen = optimizer(trainable)
         twin = Twin(model, optimizer)
         for index, batch in enumerate(every):
@@ -76,8 +76,6 @@ def shallow_baseline(
             loss.backward()  # type: ignore[no-untyped-call]
             chosen.step()
             twin.learn(index, heard)
-        for parameter, grad in zip(trainable, before, strict=True):
-            parameter.grad = grad
     return with_baseline(report, twin.reading())
 
 
@@ -87,6 +85,25 @@ def with_baseline(report: Report, reading: BaselineReading) -> Report:
     loss = old.loss | {step: value for step, value in reading.deep.items() if step not in old.loss}
     seen = replace(old, loss=dict(sorted(loss.items())), baseline=reading)
     return replace(report, findings=examine(seen), readings=seen)
+
+
+@contextmanager
+def _lent(model: nn.Module) -> Iterator[None]:
+    """Copies in the place of the trainable parameters, which no optimizer is to have stepped on."""
+    homes = [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad
+    ]
+    copies = {id(p): nn.Parameter(p.detach().clone()) for _, _, p in homes}
+    try:
+        for module, name, parameter in homes:
+            setattr(module, name, copies[id(parameter)])
+        yield
+    finally:
+        for module, name, parameter in homes:
+            setattr(module, name, parameter)
 
 
 class Twin:

@@ -13,7 +13,7 @@ from lightning_init.architecture.readings import (
     StepReading,
 )
 from lightning_init.health.findings import Finding
-from lightning_init.health.layers import WIDTH, number, textbook
+from lightning_init.health.layers import WIDTH, number
 
 _TEXTBOOK = (
     "* beyond a textbook limit (std 0.1 to 5, |max| 1000, gradient 1e-5): most healthy networks "
@@ -82,18 +82,18 @@ def explained(one: Finding) -> str:
     return ", ".join(every[:6]) + more
 
 
-def notes(reading: StepReading) -> list[str]:
-    """What the table has no row for: inputs, attention, and what its stars mean."""
+def notes(reading: StepReading, table: str) -> list[str]:
+    """What the table has no row for: inputs, attention, and what its stars and titles mean."""
     found = []
     for given in reading.inputs[:3]:
         found += wrapped(input_note(given))
     if reading.attentions:
         found += wrapped(attention_note(reading.attentions))
-    if any(layer.expected_rms == layer.expected_rms for layer in reading.layers):
+    if " expected " in table:
         found += wrapped(
             "expected: rms of the output for weights as they were drawn, on the input that came"
         )
-    if any(textbook(layer) for layer in reading.layers):
+    if "*" in table:
         found += wrapped(_TEXTBOOK)
     return found
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from examples.digits import Digits, DigitsMLP
+from lightning_init import initialize_
 from lightning_init.architecture.readings import BaselineReading, Readings
 from lightning_init.health.findings import Finding
 from lightning_init.health.overheard import Overhear
 from lightning_init.health.registry import examine
+from lightning_init.health.report import Report
 from lightning_init.health.shallow import NoBaselineError, Twin, shallow_baseline
 
 
@@ -197,6 +201,7 @@ def test_says_why_there_is_none(step: Callable[[nn.Module], Tensor], why: str) -
 def test_the_model_is_afterwards_as_before() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+    known, versions = dict(model.named_parameters()), [p._version for p in model.parameters()]
     x, y = torch.randn(16, 4), torch.randint(0, 3, (16,))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     state = torch.get_rng_state()
@@ -207,6 +212,9 @@ def test_the_model_is_afterwards_as_before() -> None:
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
     assert all(parameter.grad is None for parameter in model.parameters())
+    # The very tensors, on which no optimizer has stepped: else they would count as trained.
+    assert all(parameter is known[name] for name, parameter in model.named_parameters())
+    assert [p._version for p in model.parameters()] == versions
     twin = report.readings.baseline
     assert twin is not None
     # The audited loss is that of the first step.
@@ -214,6 +222,35 @@ def test_the_model_is_afterwards_as_before() -> None:
     assert "baseline, 5 steps: loss" in str(report)
     with pytest.raises(ValueError, match="no batch"):
         shallow_baseline(model, lambda batch: F.cross_entropy(model(batch[0]), batch[1]), [], sgd)
+
+
+def test_a_recurrent_net_trains_beside_it_too() -> None:
+    """Its weights are held in a list besides, which must learn as well."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.out = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.rnn(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    model, x, y = Last(), torch.randn(32, 5, 8), torch.randint(0, 3, (32,))
+    with torch.no_grad():
+        model.out.weight.zero_()  # what it learns must come through the LSTM, too
+    before = model(x).detach()
+    report = shallow_baseline(
+        model,
+        lambda batch: F.cross_entropy(model(batch[0]), batch[1]),
+        [(x, y)] * 40,
+        lambda parameters: torch.optim.Adam(parameters, lr=0.03),
+    )
+    twin = report.readings.baseline
+    assert twin is not None
+    assert twin.deep[39] < 0.2
+    assert twin.shallow[39] < 0.2
+    assert torch.equal(model(x), before)
 
 
 def test_the_deep_losses_are_those_of_plain_training() -> None:
@@ -234,3 +271,45 @@ def test_the_deep_losses_are_those_of_plain_training() -> None:
         optimizer.step()
     assert report.readings.baseline is not None
     assert list(report.readings.baseline.deep.values()) == losses
+
+
+# The fourth row of the classic red-flag table. Deep underfits where a single layer overfits: larger
+# init or better parametrization.
+
+
+def digits() -> list[tuple[Tensor, Tensor]]:
+    data = Digits()
+    pl.seed_everything(0, verbose=False)
+    data.setup("fit")
+    every = [batch for _ in range(4) for batch in data.train_dataloader()]
+    return [(x, y) for x, y in every][:80]
+
+
+def beside(model: DigitsMLP) -> tuple[Finding | None, Report]:
+    """What is said of the model by the rule, be it a root or a consequence."""
+    report = shallow_baseline(
+        model,
+        lambda batch: F.cross_entropy(model.net(batch[0]), batch[1]),
+        digits(),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
+    )
+    every = [one for root in report.findings for one in (root, *root.consequences)]
+    return next((one for one in every if one.detector == "worse_than_shallow"), None), report
+
+
+@pytest.mark.slow
+def test_red_flag_deep_underfits_where_a_single_layer_overfits() -> None:
+    pl.seed_everything(0, verbose=False)
+    model = DigitsMLP(30)
+    found, report = beside(model)
+    assert found is not None
+    assert found.severity == "error"
+    assert "one hidden layer of 64 units" in found.message
+    assert found.causes[:2] == ("init scale", "depth")
+    assert "gradients shrink to" in found.likely_cause
+    assert 'larger init that keeps the variance, InitCallback("orthogonal")' in found.remedy
+    assert "better parametrization: residual connections" in found.remedy
+    assert report.worst is not None
+    assert report.worst.severity == "error"
+    initialize_(model, "orthogonal", seed=0)  # what the fix says
+    assert beside(model)[0] is None
