@@ -96,7 +96,7 @@ def _symmetry(readings: Readings) -> Iterator[Suspicion]:
     for reading in readings.steps[:1]:
         same = [w for w in matrices(reading) if w.twins > 0.5 and len(w.shape) > 1]
         flat = [w for w in matrices(reading) if w.std == 0 and w.numel > 1]
-        if len(flat) * 2 > len(matrices(reading)):
+        if len(flat) > 0.8 * len(matrices(reading)):
             same = same or flat
         if same:
             value = f"all {same[0].mean:.3g}" if same[0].std == 0 else "the same in each unit"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.models import MODELS
-from lightning_init import audit
+from benchmarks.models import MODELS, Classifier, residual_mlp
+from lightning_init import audit, initialize_
 from lightning_init.health.report import Report
 
 
@@ -95,3 +95,21 @@ def test_the_same_models_as_they_are(name: str) -> None:
     build, data = MODELS[name]
     model, (x, y) = build(), data()
     assert audit(model, lambda: model(x[:128], y[:128])).errors == ()
+
+
+@pytest.mark.parametrize(("blocks", "detector"), [(12, "initial_loss"), (24, "forward_growth")])
+def test_branches_that_add_up(blocks: int, detector: str) -> None:
+    torch.manual_seed(0)
+    model = Classifier(residual_mlp(blocks), (64,))
+    x, y = MODELS["residual mlp, no norm"][1]()
+    initialize_(model, "kaiming_normal", seed=0)
+
+    def loss() -> Tensor:
+        return model(x[:128], y[:128])
+
+    (finding,) = audit(model, loss).errors
+    assert (finding.detector, finding.causes[0]) == (detector, "architecture")
+    assert f"{blocks} blocks add up without residual scaling" in finding.likely_cause
+    assert 'InitCallback("gpt2")' in finding.remedy
+    initialize_(model, "fixup", seed=0, forward=loss)  # what the fix says
+    assert audit(model, loss).errors == ()

@@ -59,18 +59,23 @@ def test_a_zero_gradient_counts_after_the_first_step() -> None:
 
 def test_a_model_of_zeros() -> None:
     zeros = [replace(one, std=0.0, grad_rms=0.0, twins=1.0) for one in OTHERS]
+    tails = [weight("d.weight"), weight("e.weight")]  # a head and the last layer of a branch
+    assert severity("symmetric_units", at(step(weights=[*zeros, *tails]))) is None
+    zeros += [replace(one, name=f"h.{one.name}") for one in zeros]
+    assert severity("symmetric_units", at(step(weights=[*zeros, *tails]))) is None
     found = only("symmetric_units", at(step(weights=[*zeros, weight("d.weight")])))
     assert found is not None
     assert (found.severity, found.where) == ("error", "a.weight")
-    assert "all values of a.weight (and 2 more tensors) are the same (0)" in found.message
-    assert "3 of 4 matrices" in found.message
+    assert "all values of a.weight (and 5 more tensors) are the same (0)" in found.message
+    assert "6 of 7 matrices" in found.message
     other = [replace(one, mean=0.5, twins=0.0, grad_rms=1.0) for one in zeros]  # random biases
     assert severity("symmetric_units", at(step(weights=other))) == "error"
     assert severity("symmetric_units", at(step(1, weights=other))) is None
     loaded = [replace(one, trained=True) for one in zeros]
     assert severity("symmetric_units", at(step(weights=loaded))) is None
-    half = at(step(weights=[*zeros[:2], weight("d.weight"), weight("e.weight")]))
-    assert severity("symmetric_units", half) is None
+    ones = [replace(one, mean=0.5) for one in zeros[:2]]
+    assert severity("symmetric_units", at(step(weights=[*ones, *tails]))) is None
+    assert severity("symmetric_units", at(step(weights=[*ones, tails[0]]))) == "error"
 
 
 # dead
