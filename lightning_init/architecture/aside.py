@@ -1,8 +1,11 @@
-"""Reading beside a training: calls that no mode, no autocast and no cache gets to see."""
+"""Reading beside a training: what sees all calls, and calls that nothing else gets to see."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch.overrides import TorchFunctionMode
 
 _KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 for _key in ("AutocastCUDA", "AutocastXPU", "AutocastMPS", "AutocastPrivateUse1"):
@@ -35,3 +38,27 @@ class aside:
     def __exit__(self, *_: object) -> None:
         for guard in reversed(self._guards):
             guard.__exit__(None, None, None)
+
+
+_push: Any = torch.overrides._push_mode
+_pop: Any = torch.overrides._pop_mode
+_entered: Any = torch.overrides._get_current_function_mode_stack
+
+
+def enter(mode: TorchFunctionMode) -> None:
+    """Let a mode see all calls, until it is left: in another place, so `with` does not serve."""
+    _push(mode)
+
+
+def leave(mode: TorchFunctionMode) -> None:
+    """Leave a mode, whatever has been entered since and not left."""
+    above = []
+    stack = _entered()
+    while mode in stack:
+        top = _pop()
+        stack.pop()
+        if top is mode:
+            break
+        above.append(top)
+    for other in reversed(above):
+        _push(other)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_init.architecture.signals import Ledger
+from lightning_init.architecture.ledger import Ledger
 
 _MATRICES = 16  # heads of the leading samples
 _QUERIES = 64

@@ -9,8 +9,9 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from lightning_init.architecture.ledger import Ledger
 from lightning_init.architecture.readings import InputReading
-from lightning_init.architecture.signals import Ledger, leading, rms
+from lightning_init.architecture.signals import leading, norm
 
 _ROUNDING = 1e-6  # a feature whose std is less of its magnitude does not vary
 _SAMPLES = 64  # of a monitored step; an audit reads up to 4096
@@ -63,12 +64,13 @@ def read_input(ledger: Ledger, value: Tensor, channels: bool, normalized: bool, 
     """
     low, high = torch.aminmax(value)
     wide = value.dtype if value.dtype is torch.float64 else torch.float32
-    rows = leading(value, full).to(wide)
+    rows = leading(value, channels and value.ndim > 2, full).to(wide)
     mean = rows.mean()
     # The data may lie far from zero: their spread is taken about the mean.
-    std = rms(rows - mean)
+    root = math.sqrt(rows.numel())
+    std = norm(rows - mean) / root
     widest, narrowest = _features(value[: _ALL if full else _SAMPLES].to(wide), channels)
-    values = (mean, std, rms(rows), low, high, widest, narrowest)
+    values = (mean, std, norm(rows) / root, low, high, widest, narrowest)
     return Seen(Numbers(*map(ledger.note, values)), normalized)
 
 

@@ -7,47 +7,34 @@ The calls tell what follows a layer, which input comes from the batch, and where
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_init.architecture.aside import aside
+from lightning_init.architecture.aside import aside, enter, leave
 from lightning_init.architecture.attention_scores import Scores, product_scores, softmax_scores
 from lightning_init.architecture.calls import tensors
-from lightning_init.architecture.inputs_seen import Seen, read_input
-from lightning_init.architecture.nonlinear import WATCHED, Activation, activation
+from lightning_init.architecture.heard import Heard, Step
+from lightning_init.architecture.inputs_seen import read_input
+from lightning_init.architecture.nonlinear import WATCHED, activation
 from lightning_init.architecture.opened import OPENED
 from lightning_init.architecture.operations import (
-    CONVERSIONS,
-    CONVOLUTIONS,
-    ELEMENTWISE,
     FRESH,
     LOOKUPS,
-    MOVEMENTS,
     NORMS,
     PRODUCTS,
-    RECURRENT,
-    RECURRENT_CELLS,
     Function,
     kind,
 )
-from lightning_init.architecture.signals import (
-    Cosine,
-    Ledger,
-    Moments,
-    euclidean,
-    leading,
-    moments,
-    rms,
-    sample_cosine,
-    unit_cosine,
-)
+from lightning_init.architecture.signals import euclidean, leading, norm
 from lightning_init.architecture.stage import Place, Stage
 from lightning_init.architecture.trails import (
     CONSTANT,
+    MOVED,
+    SCALED,
+    WEIGHTED,
     Trail,
     Trails,
     merged,
@@ -55,39 +42,7 @@ from lightning_init.architecture.trails import (
     signals,
 )
 
-_LAYERS = CONVOLUTIONS | RECURRENT | RECURRENT_CELLS | {"linear", "bilinear"}
-_SAME = MOVEMENTS | CONVERSIONS | {"dropout"}
-_SCORES = ELEMENTWISE | MOVEMENTS | {"cat"}
 _KEPT = 2048  # values of an output that a histogram is drawn from
-
-
-@dataclass(slots=True)
-class Heard:
-    """What one weight layer said at one step, as places in a ledger."""
-
-    place: Place
-    moments: Moments
-    size: int
-    made: int = 0
-    took: int = -1
-    grad: int = -1
-    samples: Cosine | None = None
-    units: Cosine | None = None
-    after: Activation | None = None
-
-
-@dataclass(slots=True)
-class Step:
-    """All that was heard since the start, in execution order."""
-
-    ledger: Ledger = field(default_factory=Ledger)
-    layers: dict[str, Heard] = field(default_factory=dict)
-    inputs: dict[str, Seen] = field(default_factory=dict)
-    attentions: list[tuple[str, Scores]] = field(default_factory=list)
-    normalized: set[str] = field(default_factory=set)
-    samples: dict[str, Tensor] = field(default_factory=dict)
-    last: str | None = None
-    error: Exception | None = None
 
 
 class Listener(TorchFunctionMode):
@@ -126,7 +81,7 @@ class Listener(TorchFunctionMode):
             self._handles.append(module.register_forward_hook(self._normalized(name)))
         for buffer in self.stage.constants:
             self._trails[buffer] = CONSTANT
-        _push(self)
+        enter(self)
 
     def rest(self) -> Step:
         """Take everything away; what was heard."""
@@ -134,31 +89,16 @@ class Listener(TorchFunctionMode):
             handle.remove()
         self._handles = []
         if self._on and self.follow:
-            self._exit()
+            leave(self)
         self._on = False
         self._trails.clear()
         self._within = []
         return self.step
 
-    def _exit(self) -> None:
-        """Leave the mode, whatever has been entered since and not left."""
-        above = []
-        stack = _modes()
-        while self in stack:
-            top = _pop()
-            stack.pop()
-            if top is self:
-                break
-            above.append(top)
-        for mode in reversed(above):
-            _push(mode)
-
     def _deaf(self) -> bool:
         """Whether this is not to be read: inside a backward pass it is a recomputation."""
         deaf = not self._on or self.step.error is not None
         return deaf or torch._C._current_graph_task_id() != -1
-
-    # Modules
 
     def _hook(self, module: nn.Module, place: Place) -> None:
         def read(_: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> None:
@@ -195,21 +135,20 @@ class Listener(TorchFunctionMode):
         if not first or taken is None or not ordinary(taken):
             return
         heard.made = self._made
-        heard.took = self.step.ledger.note(rms(leading(taken.detach(), self.full)))
+        part = leading(taken.detach(), place.channels, self.full)
+        heard.took = (self.step.ledger.note(norm(part)), part.numel())
         self._input(place.name, taken, place.channels, normalized=False)
 
     def _hear(self, place: Place, out: Tensor) -> Heard:
         step, name = self.step, place.name
         if name in step.layers:  # a module used twice is read on its first call
             return step.layers[name]
-        value = leading(out.detach(), self.full)
-        channels = place.channels and value.ndim > 2
-        heard = Heard(place, moments(step.ledger, value), out.numel())
-        if self.follow:
-            heard.samples = sample_cosine(step.ledger, value)
-            heard.units = unit_cosine(step.ledger, value, channels)
+        channels = place.channels and out.ndim > 2
+        pooled = step.pool.add(step.ledger, out, channels, self.full, cosines=self.follow)
+        heard = Heard(place, pooled, out.numel())
         if self.sample:
-            step.samples[name] = value.flatten()[:_KEPT].float().clone()
+            part = leading(out.detach(), channels, self.full)
+            step.samples[name] = part.flatten()[:_KEPT].float().clone()
         step.layers[name] = heard
         if out.requires_grad:
 
@@ -258,8 +197,6 @@ class Listener(TorchFunctionMode):
         normed = self._input(name, taken, taken.ndim > 2, normalized=True)
         return trail._replace(straight=False, normed=normed)
 
-    # Calls
-
     def __torch_function__(
         self,
         func: Function,
@@ -301,7 +238,7 @@ class Listener(TorchFunctionMode):
                 trail = CONSTANT
             else:
                 return
-        elif name in _LAYERS or name in PRODUCTS:
+        elif name in WEIGHTED or name in PRODUCTS:
             trail = self._product(name, given, trails, results[0])
         elif name in LOOKUPS:
             self._made += 1
@@ -321,8 +258,8 @@ class Listener(TorchFunctionMode):
             elif name in WATCHED and not trail.scores:
                 self._activation(name, args, kwargs, trail, results[0])
             trail = trail._replace(
-                straight=trail.straight and name in _SAME,
-                scores=trail.scores and name in _SCORES,
+                straight=trail.straight and name in MOVED,
+                scores=trail.scores and name in SCALED,
             )
         if trail != Trail():
             for result in results:
@@ -331,7 +268,7 @@ class Listener(TorchFunctionMode):
     def _product(self, name: str, given: list[Tensor], trails: list[Trail], out: Tensor) -> Trail:
         flowing = [trail for trail in trails if not trail.learned]
         owners = [trail.layer for trail in trails if trail.learned and trail.layer is not None]
-        if name not in _LAYERS and not (flowing and owners):
+        if name not in WEIGHTED and not (flowing and owners):
             trail = merged(trails)
             return trail._replace(straight=False, scores=len(flowing) > 1)
         self._made += 1
@@ -358,11 +295,6 @@ class Listener(TorchFunctionMode):
         if heard.made != trail.made or not ordinary(out):
             return
         channels = heard.place.channels and out.ndim > 2
-        ledger = self.step.ledger
+        pool, ledger = self.step.pool, self.step.ledger
         with aside():
-            heard.after = activation(ledger, name, args, kwargs, out, channels, self.full)
-
-
-_push: Any = torch.overrides._push_mode
-_pop: Any = torch.overrides._pop_mode
-_modes: Any = torch.overrides._get_current_function_mode_stack
+            heard.after = activation(pool, ledger, name, args, kwargs, out, channels, self.full)

@@ -6,23 +6,16 @@ flat at their ends: what lies there is saturated. Gelu, silu and the like are ne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from lightning_init.architecture.ledger import Ledger
 from lightning_init.architecture.operations import ACTIVATIONS
+from lightning_init.architecture.pool import Ends, Peaks, Pool, Pooled
 from lightning_init.architecture.readings import ActivationReading
-from lightning_init.architecture.signals import (
-    Ledger,
-    Moments,
-    Units,
-    between,
-    dead_units,
-    fraction,
-    leading,
-    moments,
-)
 
 WATCHED = frozenset(ACTIVATIONS) | {"softsign", "clamp", "clip", "erf", "atan", "arctan"}
 
@@ -41,18 +34,17 @@ class Activation(NamedTuple):
     """Places of what was read of one activation."""
 
     function: str
-    moments: Moments
-    units: Units | None
-    saturated: int
+    values: Pooled
+    units: Peaks | None
 
     def of(self, numbers: Sequence[float]) -> ActivationReading:
         """The reading."""
-        found: dict[str, Any] = self.moments.of(numbers)
+        found: dict[str, Any] = self.values.of(numbers)
         if self.units is not None:
             found |= {"dead": numbers[self.units.dead]}
             found |= {"units": self.units.units, "rows": self.units.rows}
-        if self.saturated >= 0:
-            found |= {"saturated": numbers[self.saturated]}
+        if self.values.beyond >= 0:
+            found |= {"saturated": numbers[self.values.beyond]}
         return ActivationReading(self.function, **found)
 
 
@@ -91,6 +83,7 @@ _ARGUMENTS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def activation(
+    pool: Pool,
     ledger: Ledger,
     name: str,
     args: tuple[Any, ...],
@@ -102,6 +95,7 @@ def activation(
     """Read the output of an activation, None if the call is none.
 
     Args:
+        pool: Takes the output.
         ledger: Takes the numbers.
         name: The function's canonical name.
         args: What it was called with.
@@ -113,20 +107,17 @@ def activation(
     ends = clamps(name, args, kwargs)
     if name not in WATCHED or (name in _CUT and ends is None):
         return None
-    value = out.detach()
-    rows = leading(value, full)
-    saturated, units = -1, None
+    flat: Ends | None = _ENDS.get(name)
+    units = None
     if ends is not None:
         low, high = ends
         name = _called(name, low, high)
         if low == 0:  # flat there, too, but that is what `zeros` and `dead` count
-            units = dead_units(ledger, rows if channels else value, channels)
-        if low != 0 or high != float("inf"):
-            flat = between(rows, low, high) if low != 0 else rows >= high
-            saturated = fraction(ledger, flat)
-    elif name in _ENDS:
-        saturated = fraction(ledger, between(rows, *_ENDS[name]))
-    return Activation(name, moments(ledger, rows), units, saturated)
+            units = pool.peaks(out, channels, full)
+            flat = (-math.inf, high) if high < math.inf else None
+        else:
+            flat = ends
+    return Activation(name, pool.add(ledger, out, channels, full, ends=flat), units)
 
 
 _CUT = frozenset(_ARGUMENTS) | frozenset(_CLAMPS)

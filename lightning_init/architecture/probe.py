@@ -8,7 +8,6 @@ transfer. Outside of that nothing of it is on the model.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -17,19 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from lightning_init.architecture.aside import aside
-from lightning_init.architecture.listener import Heard, Listener, Step
+from lightning_init.architecture.compiled import is_compiled
+from lightning_init.architecture.heard import Heard, Step
+from lightning_init.architecture.listener import Listener
 from lightning_init.architecture.readings import (
     AttentionReading,
     LayerReading,
     LossReading,
     StepReading,
-    WeightReading,
 )
 from lightning_init.architecture.signals import euclidean, norms
 from lightning_init.architecture.stage import Stage
 from lightning_init.architecture.weighing import PlannedEntry, Scale, portion
 
-__all__ = ["PlannedEntry", "Probe", "euclidean", "is_compiled", "weights"]
+__all__ = ["PlannedEntry", "Probe", "euclidean", "is_compiled"]
 
 
 class Probe:
@@ -49,16 +49,8 @@ class Probe:
         [('0', 'tanh'), ('2', None)]
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        plan: Iterable[PlannedEntry] | None = None,
-        *,
-        full: bool = False,
-        sample: bool = False,
-    ) -> None:
+    def __init__(self, model: nn.Module, plan: Iterable[PlannedEntry] | None = None) -> None:
         self.model = model
-        self._given = (full, sample)
         self.samples: dict[str, Tensor] = {}
         self.error: Exception | None = None
         self._plan = plan
@@ -105,22 +97,6 @@ class Probe:
         if self._listener is not None:
             self._listener.rest()
             self._listener = None
-
-    @property
-    def active(self) -> bool:
-        """Whether it listens."""
-        return self._listener is not None
-
-    @active.setter
-    def active(self, on: bool) -> None:
-        if on:
-            self.start(*self._given)
-        else:
-            self.stop()
-
-    def remove(self) -> None:
-        """As `stop`."""
-        self.stop()
 
     def before_update(self, parameters: Iterable[Tensor]) -> None:
         """Keep a portion of each weight, to see how far the coming update moves it."""
@@ -180,6 +156,7 @@ class Probe:
             self._note_gradients(grads or {}, twins=self._full)
             weighed = self.scale.weigh(ledger, self._full)
             moved = self._moved()
+            heard.pool.reduce(ledger)
             numbers = ledger.read()
         updates = {
             key: numbers[far] / numbers[size]
@@ -220,7 +197,9 @@ class Probe:
 
     def layers(self) -> tuple[LayerReading, ...]:
         """The layers alone, without their weights; then they are forgotten."""
-        numbers = self._heard.ledger.read()
+        with aside():
+            self._heard.pool.reduce(self._heard.ledger)
+            numbers = self._heard.ledger.read()
         found = tuple(self._layer(h, numbers, 1.0, {}) for h in self._heard.layers.values())
         self._forget()
         return found
@@ -229,9 +208,11 @@ class Probe:
         self, heard: Heard, numbers: list[float], loss_scale: float, stds: Mapping[str, float]
     ) -> LayerReading:
         place = heard.place
-        moments: dict[str, Any] = heard.moments.of(numbers)
+        moments: dict[str, Any] = heard.values.of(numbers)
         norm = numbers[heard.grad] / loss_scale if heard.grad >= 0 else math.nan
-        took = numbers[heard.took] if heard.took >= 0 else math.nan
+        took = math.nan
+        if heard.took[0] >= 0:
+            took = numbers[heard.took[0]] / math.sqrt(heard.took[1])
         weight = self._weight_of(heard)
         expected = math.nan
         if weight in stds:
@@ -246,8 +227,8 @@ class Probe:
             rescaled=self.stage.rescaled,
             input_rms=took,
             expected_rms=expected,
-            sample_cosine=heard.samples.of(numbers) if heard.samples else math.nan,
-            unit_cosine=heard.units.of(numbers) if heard.units else math.nan,
+            sample_cosine=heard.values.cosine(numbers, units=False),
+            unit_cosine=heard.values.cosine(numbers, units=True),
             is_output=place.name == self._heard.last,
             after=heard.after.of(numbers) if heard.after else None,
         )
@@ -280,33 +261,3 @@ class Probe:
             self._listener.step = self._heard
             self._listener.step.samples = self.samples
         self._grads, self._twins, self._before = {}, {}, {}
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether a part of a model runs compiled now, where hooks and modes are not at home.
-
-    Example:
-        >>> is_compiled(nn.Linear(1, 1))
-        False
-    """
-    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
-        return False
-    stance = getattr(sys.modules.get("torch._dynamo.eval_frame"), "_stance", None)
-    if getattr(stance, "stance", "default") == "force_eager":
-        return False
-    return bool(getattr(model, "_compiler_ctx", None)) or any(
-        hasattr(child, "_orig_mod") or getattr(child, "_compiled_call_impl", None) is not None
-        for child in model.modules()
-    )
-
-
-def weights(
-    model: nn.Module,
-    plan: Iterable[PlannedEntry] | None = None,
-    grads: Mapping[int, Tensor] | None = None,
-) -> tuple[WeightReading, ...]:
-    """Statistics of every floating-point parameter, beside what a plan promised for it."""
-    probe = Probe(model, plan)
-    if grads is None:
-        grads = {id(p): p.grad for p in model.parameters() if p.grad is not None}
-    return probe.step(0, grads=grads).weights

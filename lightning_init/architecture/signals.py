@@ -1,78 +1,20 @@
-"""What a few numbers say of a tensor: cheap reductions on its device, kept there until asked for.
+"""Which part of a tensor is read, and its norm.
 
-Means, norms and extremes accumulate in float32 or better whatever the tensor's own type is, so
-half-precision values neither overflow nor vanish. Variances come as E[x^2] - E[x]^2: on a CPU a
-Welford pass costs 45 times as much as a norm.
+Norms accumulate in float32 or better whatever the tensor's own type is, so half-precision values
+neither overflow nor vanish.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 LEAST = 16  # rows; a monitored step reads the first 1/16 of the batch, at least that many
-_ENOUGH = 2**17  # values that a mean is taken over
+_ENOUGH = 2**15  # values that a monitored step reads of an output, if there are rows enough
 _UNIT_ROWS = 256  # samples that a statement about single units rests on
-
-
-class Ledger:
-    """Scalars on their devices, read by the host in one transfer for each device.
-
-    Example:
-        >>> ledger = Ledger()
-        >>> place = ledger.note(torch.tensor(2.0))
-        >>> ledger.read()[place]
-        2.0
-    """
-
-    def __init__(self) -> None:
-        self._values: list[Tensor] = []
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def note(self, value: Tensor) -> int:
-        """Keep a scalar; its place in what `read` returns."""
-        self._values.append(value)
-        return len(self._values) - 1
-
-    def read(self) -> list[float]:
-        """Every scalar as a number, in the order of the notes; forgets them."""
-        found = [math.nan] * len(self._values)
-        places: dict[torch.device, list[int]] = {}
-        for place, value in enumerate(self._values):
-            places.setdefault(value.device, []).append(place)
-        for group in places.values():
-            numbers = torch.stack([self._values[place] for place in group]).tolist()
-            for place, number in zip(group, numbers, strict=True):
-                found[place] = number
-        self._values = []
-        return found
-
-
-class Moments(NamedTuple):
-    """Places of a tensor's moments in a ledger."""
-
-    mean: int
-    rms: int
-    low: int
-    high: int
-    nonzero: int
-
-    def of(self, numbers: Sequence[float]) -> dict[str, float]:
-        """Mean, std, rms, absmax and zeros as numbers."""
-        mean, rms, low, high = (numbers[place] for place in self[:4])
-        return {
-            "mean": mean,
-            "std": spread(mean, rms),
-            "rms": rms,
-            "absmax": max(abs(low), abs(high)),
-            "zeros": 1 - numbers[self.nonzero],
-        }
 
 
 def spread(mean: float, rms: float) -> float:
@@ -85,45 +27,61 @@ def spread(mean: float, rms: float) -> float:
     return math.sqrt(max(rms**2 - mean**2, 0.0)) if math.isfinite(rms) else rms
 
 
-def leading(value: Tensor, full: bool) -> Tensor:
-    """The rows that are read: all, or the first sixteenth of the batch and at least 16.
+def leading(value: Tensor, channels: bool, full: bool) -> Tensor:
+    """The part of an output that is read, a view with all its units.
 
-    Where fewer rows hold 131,072 values already they will do, down to a sixteenth of the batch.
+    All of it, or the first sixteenth of the batch and at least 16 rows; of these, positions at
+    even distances so that about 32,768 values remain. Steps through units would meet the same
+    ones in every row.
+
+    Args:
+        value: Shape (rows, units), (rows, positions..., units) or (rows, channels, positions...).
+        channels: Whether it is the last.
+        full: Whether all of it is read.
 
     Example:
-        >>> len(leading(torch.zeros(640, 2), full=False)), len(leading(torch.zeros(20, 2), False))
-        (40, 16)
+        >>> leading(torch.zeros(640, 2), channels=False, full=False).shape
+        torch.Size([40, 2])
+        >>> leading(torch.zeros(32, 128, 256), channels=False, full=False).shape
+        torch.Size([16, 8, 256])
     """
-    if full or value.ndim < 2:
+    if full or value.ndim < 2 or not len(value):
         return value
-    share = max(1, len(value) // LEAST)
-    enough = max(1, math.ceil(_ENOUGH / (value.numel() // len(value))))
-    return value[: max(share, min(LEAST, enough))]
+    width = value.numel() // len(value)
+    value = value[: max(LEAST, min(len(value) // LEAST, _ENOUGH // width))]
+    for dim in range(2, value.ndim) if channels else range(1, value.ndim - 1):
+        step = min(value.shape[dim], math.ceil(value.numel() / _ENOUGH))
+        if step > 1:
+            value = value[(slice(None),) * dim + (slice(None, None, step),)]
+    return value
 
 
-def moments(ledger: Ledger, value: Tensor) -> Moments:
-    """Mean, root mean square, extremes and the fraction that is not zero."""
-    low, high = torch.aminmax(value)
-    return Moments(
-        ledger.note(value.mean(dtype=_wide(value))),
-        ledger.note(rms(value)),
-        ledger.note(low),
-        ledger.note(high),
-        ledger.note(value.sign().abs_().mean(dtype=_wide(value))),
-    )
+def rows_of_units(value: Tensor) -> Tensor:
+    """A (rows, units) matrix of about 256 rows, evenly spaced in every sample."""
+    if value.ndim < 3:
+        return value[:_UNIT_ROWS].reshape(-1, value.shape[-1])
+    value = value.flatten(1, -2)
+    inside = max(1, _UNIT_ROWS // len(value))
+    thin = value[:_UNIT_ROWS, :: math.ceil(value.shape[1] / inside)]
+    return thin.reshape(-1, value.shape[-1])
 
 
-def rms(value: Tensor) -> Tensor:
-    """Root mean square, summed in float32 or better."""
-    size: Tensor = torch.linalg.vector_norm(value, dtype=_wide(value))
-    return size / math.sqrt(value.numel())
+def norm(value: Tensor) -> Tensor:
+    """Euclidean norm, summed in float32 or better."""
+    found: Tensor = torch.linalg.vector_norm(value, dtype=wide(value))
+    return found
+
+
+def wide(value: Tensor) -> torch.dtype:
+    """The type in which a tensor's values are summed."""
+    return torch.float64 if value.dtype is torch.float64 else torch.float32
 
 
 def euclidean(value: Tensor) -> Tensor:
-    """Euclidean norm as float32, summed in float32 or better."""
+    """Euclidean norm as float32, of sparse tensors, too."""
     dense = value.coalesce().values() if value.is_sparse else value
-    wide = None if dense.dtype in (torch.float64, torch.complex128) else torch.float32
-    found: Tensor = torch.linalg.vector_norm(dense.detach(), dtype=wide)
+    exact = dense.dtype in (torch.float64, torch.complex128)
+    found: Tensor = torch.linalg.vector_norm(dense.detach(), dtype=None if exact else torch.float32)
     return found.float()
 
 
@@ -141,106 +99,7 @@ def norms(values: Sequence[Tensor]) -> list[Tensor]:
             kinds.setdefault((value.device, value.dtype), []).append(place)
         else:
             found[place] = euclidean(value)
-    for (_, dtype), places in kinds.items():
-        wide = torch.float64 if dtype is torch.float64 else torch.float32
+    for places in kinds.values():
         group = [values[place].detach() for place in places]
-        found |= zip(places, torch._foreach_norm(group, 2, dtype=wide), strict=True)
+        found |= zip(places, torch._foreach_norm(group, 2, dtype=wide(group[0])), strict=True)
     return [found[place] for place in range(len(values))]
-
-
-class Cosine(NamedTuple):
-    """Places of what a mean cosine between vectors follows from: their number and unit sum."""
-
-    vectors: int
-    square: int
-
-    def of(self, numbers: Sequence[float]) -> float:
-        """Mean cosine over all pairs of two different vectors, zero vectors aside."""
-        count, square = numbers[self.vectors], numbers[self.square]
-        if not count > 1 or not math.isfinite(square):
-            return math.nan
-        return (square - count) / (count * (count - 1))
-
-
-def sample_cosine(ledger: Ledger, value: Tensor) -> Cosine | None:
-    """How much the rows point in one direction, from their norms and the sum of the unit rows."""
-    if value.ndim < 2 or len(value) < 2:
-        return None
-    rows = _float(value.flatten(1))
-    length = torch.linalg.vector_norm(rows, dim=1)
-    return _cosine(ledger, length, _inverse(length) @ rows)
-
-
-def unit_cosine(ledger: Ledger, value: Tensor, channels: bool) -> Cosine | None:
-    """How much the units (channels, or the last dimension) do the same on the leading rows."""
-    if value.ndim < 2:
-        return None
-    value = value[:LEAST]
-    if channels:
-        maps = _float(value.flatten(2))  # (N, C, positions)
-        maps = maps[:, :, :: math.ceil(maps.shape[2] / LEAST)]
-        length = torch.linalg.vector_norm(maps, dim=(0, 2))
-        return _cosine(ledger, length, _inverse(length) @ maps)
-    columns = _thinned(value, _UNIT_ROWS)
-    length = torch.linalg.vector_norm(_float(columns), dim=0)
-    return _cosine(ledger, length, _float(columns) @ _inverse(length))
-
-
-def _cosine(ledger: Ledger, length: Tensor, total: Tensor) -> Cosine:
-    total = total.flatten()
-    return Cosine(ledger.note(torch.count_nonzero(length)), ledger.note(total @ total))
-
-
-def _inverse(length: Tensor) -> Tensor:
-    # Of a zero vector any multiple is zero.
-    return length.clamp_min(1e-30).reciprocal_()
-
-
-class Units(NamedTuple):
-    """Place of the fraction of dead units, their number, and the values read of each."""
-
-    dead: int
-    units: int
-    rows: int
-
-
-def dead_units(ledger: Ledger, value: Tensor, channels: bool) -> Units:
-    """Units that are nowhere above zero: for channels every position counts as a row."""
-    if channels:
-        peak = value.flatten(2).amax(dim=(0, 2))
-        return Units(
-            ledger.note((peak <= 0).mean(dtype=torch.float32)),
-            len(peak),
-            value.numel() // value.shape[1],
-        )
-    rows = _thinned(value, _UNIT_ROWS)
-    dead = rows.amax(dim=0) <= 0
-    return Units(ledger.note(dead.mean(dtype=torch.float32)), rows.shape[1], rows.shape[0])
-
-
-def _thinned(value: Tensor, most: int) -> Tensor:
-    """A (rows, units) matrix of at most about `most` rows, evenly spaced in every sample."""
-    if value.ndim < 3:
-        return value[:most].reshape(-1, value.shape[-1])
-    value = value.flatten(1, -2)
-    inside = max(1, most // len(value))
-    thin = value[:most, :: math.ceil(value.shape[1] / inside)]
-    return thin.reshape(-1, value.shape[-1])
-
-
-def fraction(ledger: Ledger, found: Tensor) -> int:
-    """Place of the fraction of true entries."""
-    return ledger.note(found.mean(dtype=torch.float32))
-
-
-def between(value: Tensor, low: float, high: float) -> Tensor:
-    """Which entries lie outside of the open interval (low, high)."""
-    return (value <= low) | (value >= high)
-
-
-def _float(value: Tensor) -> Tensor:
-    return value if value.dtype in (torch.float32, torch.float64) else value.float()
-
-
-def _wide(value: Tensor) -> torch.dtype:
-    return torch.float64 if value.dtype is torch.float64 else torch.float32

@@ -78,11 +78,12 @@ class Stage:
                 if parameter is not None:
                     self.owners.setdefault(id(parameter), own)
         self.norms = [(canonical(name), norm) for name, norm in norm_layers(model).items()]
-        inside = {id(part) for _, norm in self.norms for part in norm.modules()}
+        norms = {id(norm) for _, norm in self.norms}
+        inside = {id(part) for _, norm in self.norms for part in norm.modules()} - norms
         self.rooms = [
             (None if isinstance(module, nn.Sequential) else canonical(name), module)
             for name, module in model.named_modules()
-            if id(module) not in inside and _runs_calls(module)
+            if id(module) in norms or (id(module) not in inside and _runs_calls(module))
         ]
         self.constants: list[Tensor] = list(model.buffers())
         # Blocks add to a stream; single layers with norm layers between have a scale of their own.

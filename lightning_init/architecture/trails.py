@@ -14,6 +14,18 @@ import torch
 from torch import Tensor
 
 from lightning_init.architecture.calls import plain
+from lightning_init.architecture.operations import (
+    CONVERSIONS,
+    CONVOLUTIONS,
+    ELEMENTWISE,
+    MOVEMENTS,
+    RECURRENT,
+    RECURRENT_CELLS,
+)
+
+WEIGHTED = CONVOLUTIONS | RECURRENT | RECURRENT_CELLS | {"linear", "bilinear"}
+MOVED = MOVEMENTS | CONVERSIONS | {"dropout"}  # what leaves a result that result
+SCALED = ELEMENTWISE | MOVEMENTS | {"cat"}  # what leaves attention's scores scores
 
 
 class Trail(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_init.architecture.signals import Ledger
+from lightning_init.architecture.ledger import Ledger
 
 _ALIKE = 1e-6
 

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.analyze import analyze
+from lightning_init.architecture.ledger import Ledger
 from lightning_init.architecture.names import named_tensors, named_weights, unwrap
 from lightning_init.architecture.parametrized import Derived
 from lightning_init.architecture.params import ParamInfo, Role
 from lightning_init.architecture.readings import WeightReading
-from lightning_init.architecture.signals import Ledger, norms
+from lightning_init.architecture.signals import norms
 from lightning_init.architecture.twins import twins
 
+_MEAN = 2**14  # elements that the mean of a weight is read from at a monitored step
 _SLICE = 4096  # elements of a weight that an update ratio is read from
 _ROUNDING = 1e-6  # of the square of the mean: a variance below is that of equal values
 
@@ -115,11 +117,13 @@ class Scale:
         flat = [piece for some in pieces for piece in some]
         sizes = iter(norms(flat))
         found = []
-        for some in pieces:
+        for each in pieces:
             places: list[tuple[int, ...]] = []
-            for piece in some:
+            for piece in each:
                 wide = torch.float64 if piece.dtype is torch.float64 else torch.float32
-                parts = [piece.mean(dtype=wide), next(sizes)]
+                # The norm tells of every value; for the mean some rows do.
+                some = piece if full else portion(piece, _MEAN)
+                parts = [some.mean(dtype=wide), next(sizes)]
                 parts += list(torch.aminmax(piece)) if full else []
                 places.append((piece.numel(), *map(ledger.note, parts)))
             found.append(places)
@@ -196,12 +200,18 @@ class Scale:
 _UNITS = (Role.WEIGHT, Role.RECURRENT)
 
 
-def portion(parameter: Tensor) -> Tensor:
-    """At most about 4096 elements of a tensor: evenly spaced rows, as a view."""
+def portion(parameter: Tensor, most: int = _SLICE) -> Tensor:
+    """At most about `most` elements of a tensor: evenly spaced rows, as a view.
+
+    Example:
+        >>> portion(torch.zeros(512, 512)).shape
+        torch.Size([8, 512])
+    """
     value = parameter.detach()
-    if value.numel() <= _SLICE or value.ndim < 2:
-        return value if value.numel() <= _SLICE else value[:: math.ceil(len(value) / _SLICE)]
+    if value.numel() <= most:
+        return value
+    if value.ndim < 2:
+        return value[:: math.ceil(len(value) / most)]
     rows = value.flatten(1)
-    width = rows.shape[1]
-    wanted = max(1, _SLICE // width)
-    return rows[:: math.ceil(len(rows) / wanted), : max(_SLICE, 1)]
+    wanted = max(1, most // rows.shape[1])
+    return rows[:: math.ceil(len(rows) / wanted), :most]

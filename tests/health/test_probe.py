@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from lightning_init import audit, make_plan
 from lightning_init.architecture.calls import tensors
 from lightning_init.architecture.preserve import preserved
-from lightning_init.architecture.probe import Probe, weights
-from lightning_init.architecture.readings import StepReading
+from lightning_init.architecture.probe import Probe
+from lightning_init.architecture.readings import StepReading, WeightReading
 from lightning_init.architecture.watched import watched
 from tests.zoo import ZOO
 
@@ -26,6 +26,12 @@ def close(value: float) -> Any:
 
 def hooked(model: nn.Module) -> int:
     return sum(len(v) for m in model.modules() for k, v in vars(m).items() if k.endswith("_hooks"))
+
+
+def weights(model: nn.Module, plan: Any = None) -> tuple[WeightReading, ...]:
+    probe = Probe(model, plan)
+    probe.gradients(model.parameters())
+    return probe.step(0).weights
 
 
 class Net(nn.Module):
