@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_init.architecture.aside import aside, enter, leave
 from lightning_init.architecture.attention_scores import Scores, product_scores, softmax_scores
 from lightning_init.architecture.calls import tensors
+from lightning_init.architecture.ear import Ear
 from lightning_init.architecture.heard import Heard, Step
 from lightning_init.architecture.inputs_seen import read_input
 from lightning_init.architecture.nonlinear import WATCHED, activation
@@ -75,10 +76,10 @@ class Listener(TorchFunctionMode):
         if not self.follow:
             return
         for name, module in self.stage.rooms:
-            self._handles.append(module.register_forward_pre_hook(self._enter(name)))
-            self._handles.append(module.register_forward_hook(self._leave(name)))
+            self._handles.append(module.register_forward_pre_hook(Ear(self._enter(name))))
+            self._handles.append(module.register_forward_hook(Ear(self._leave(name))))
         for name, module in self.stage.norms:
-            self._handles.append(module.register_forward_hook(self._normalized(name)))
+            self._handles.append(module.register_forward_hook(Ear(self._normalized(name))))
         for buffer in self.stage.constants:
             self._trails[buffer] = CONSTANT
         enter(self)
@@ -110,7 +111,7 @@ class Listener(TorchFunctionMode):
             except Exception as error:  # what is only looked at must not break a training
                 self.step.error = error
 
-        self._handles.append(module.register_forward_hook(read, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(Ear(read), with_kwargs=True))
 
     def _hear_module(
         self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
@@ -206,6 +207,8 @@ class Listener(TorchFunctionMode):
     ) -> Any:
         """Run the call, hear what it is."""
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():  # a user's function: nothing of this may be in its graph
+            return func(*args, **kwargs)
         if func in OPENED:
             with self:
                 return OPENED[func](*args, **kwargs)

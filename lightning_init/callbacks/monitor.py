@@ -22,7 +22,7 @@ from lightning_init.callbacks.board import Board
 from lightning_init.callbacks.logs import write_json
 from lightning_init.callbacks.record import Record
 from lightning_init.callbacks.schedule import BESIDE, EVERY, RARELY, ends_window, sampled
-from lightning_init.callbacks.watch import Watch, weight_samples
+from lightning_init.callbacks.watch import Watch, compiled_frames, weight_samples
 from lightning_init.health.attempts import Attempt
 from lightning_init.health.registry import Profile, Rules, rules
 from lightning_init.health.report import Report
@@ -92,6 +92,7 @@ class HealthMonitor(Callback):
         self._step = -1  # batches of this watch, from 0; -1 is before the first
         self._window = -1  # likewise of updates
         self._watching = self._reading = False
+        self._frames = compiled_frames()
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or one in another process, has a model of its own to watch.
@@ -156,6 +157,8 @@ class HealthMonitor(Callback):
         self.record.end(self._step, outputs, _accumulated(trainer, pl_module))
         if self._reading and self._watch is not None:
             reading = self._watch.read(self._step, trainer)
+            if self._watch.error is not None:
+                self.record.miss(f"step {self._step}: not all was read ({self._watch.error})")
             self.record.steps += (reading,)
             self._board.log_step(trainer, reading, self._watch.samples)
         last = self._step + 1 >= self.steps
@@ -224,7 +227,10 @@ class HealthMonitor(Callback):
         return is_last or sampled(self._window, self.monitor_steps)
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
-        watch = self._watch = self._watch or Watch(pl_module, self.plan, self._board.wants(trainer))
+        if self._watch is None:
+            samples = self._board.wants(trainer)
+            self._watch = Watch(pl_module, self.plan, samples, self._frames)
+        watch = self._watch
         watch.begin(trainer, _accumulated(trainer, pl_module))
         if not watch.compiled:
             watch.start()

@@ -36,23 +36,32 @@ class Watch:
         module: The module.
         plan: What was applied, if anything.
         samples: Whether values for histograms are kept, too.
+        frames: `compiled_frames()` when the fit began.
 
     Attributes:
         samples: Tag -> values of the batch that was read last.
     """
 
-    def __init__(self, module: pl.LightningModule, plan: Plan | None, samples: bool) -> None:
+    def __init__(
+        self, module: pl.LightningModule, plan: Plan | None, samples: bool, frames: int
+    ) -> None:
         self.samples: dict[str, Tensor] = {}
-        self._module, self._keeps = module, samples
+        self._module, self._keeps, self._frames = module, samples, frames
         self._probe = Probe(module, plan)
-        self._frames = _compiled_frames()
         self._seen: set[int] = set()
         self._scale, self._loss_scale = 1.0, 1.0
+        held = [value for child in module.modules() for value in vars(child).values()]
+        self._calls = any("_torchdynamo_orig_callable" in getattr(h, "__dict__", ()) for h in held)
 
     @property
     def compiled(self) -> bool:
-        """Whether the module, or whatever it calls, is compiled."""
-        return is_compiled(self._module) or _compiled_frames() > self._frames
+        """Whether the module is compiled, or a function that it calls."""
+        return is_compiled(self._module) or compiled_frames() > self._frames or self._calls
+
+    @property
+    def error(self) -> Exception | None:
+        """What went wrong while the last batch was read."""
+        return self._probe.error
 
     def begin(self, trainer: pl.Trainer, accumulated: int) -> None:
         """Before any batch that is read: forget the one before.
@@ -156,7 +165,7 @@ def _some(tensor: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // _KEPT) | 1].clone()
 
 
-def _compiled_frames() -> int:
+def compiled_frames() -> int:
     """How many pieces of code have been compiled in this process."""
     counters = getattr(sys.modules.get("torch._dynamo.utils"), "counters", {})
     return int(counters["frames"]["total"]) if "frames" in counters else 0

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import pickle
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_init import InitCallback
 from tests.callbacks import nets
@@ -213,3 +219,223 @@ def test_double_precision_trains_and_is_read() -> None:
     nets.fit(Digits(mlp()), callback, max_steps=3, precision="64-true")
     assert callback.report is not None
     assert callback.report.readings.steps[-1].weights[0].grad_rms > 0
+
+
+class Scaler(torch.amp.GradScaler):
+    """Notes what it multiplied by."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__("cpu", init_scale=scale, growth_interval=2)
+
+
+def fp16(scale: float = 1024.0) -> MixedPrecision:
+    return MixedPrecision("16-mixed", "cpu", Scaler(scale))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_and_updates_under_a_gradient_scaler(fused: bool) -> None:
+    class Fused(Digits):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), lr=1e-3, fused=fused)
+
+    callback, start = watched(Fused(mlp()), plugins=[fp16()], max_steps=3)
+    plain, again = watched(Fused(mlp()), max_steps=3)
+    assert nets.same(start.weights, again.weights)
+    for step in (1, 2):
+        scaled, exact = reading(callback, step), reading(plain, step)
+        for one, two in zip(scaled.weights, exact.weights, strict=True):
+            assert one.grad_rms == pytest.approx(two.grad_rms, rel=0.05)
+            assert one.update == pytest.approx(two.update, rel=0.1)
+        for out, same in zip(scaled.layers, exact.layers, strict=True):
+            assert out.grad_rms == pytest.approx(same.grad_rms, rel=0.05)
+
+
+def test_a_step_that_the_scaler_skips_is_no_update_and_no_finding() -> None:
+    callback, _ = watched(Digits(mlp()), plugins=[fp16(2.0**40)], max_steps=3)
+    assert callback.report is not None
+    for step in (1, 2):
+        assert all(math.isnan(weight.update) for weight in reading(callback, step).weights)
+    assert callback.report.errors == ()
+
+
+def reading(callback: InitCallback, step: int) -> Any:
+    assert callback.report is not None
+    (found,) = [one for one in callback.report.readings.steps if one.step == step]
+    return found
+
+
+def test_under_accumulation_the_batches_that_step_are_read() -> None:
+    module = Digits(mlp(), lr=0.01)
+    callback, _ = watched(module, accumulate_grad_batches=4, max_steps=6)
+    assert callback.report is not None
+    readings = callback.report.readings
+    assert [step.step for step in readings.steps] == [0, 3, 7, 11, 23]
+    assert sorted(readings.loss) == list(range(24))
+    for step in readings.steps[1:]:
+        assert all(weight.update > 0 for weight in step.weights if len(weight.shape) > 1)
+        assert all(weight.lr == 0.01 for weight in step.weights)
+    assert set(readings.lr.values()) == {0.01}
+    still, start = watched(Still(mlp()), accumulate_grad_batches=4, max_steps=2)
+    batches = first(8)
+    _, grad = alone(start, batches[4:])
+    (read,) = [w for w in reading(still, 7).weights if w.name == "net.2.weight"]
+    assert read.grad_rms == pytest.approx(float(grad), rel=1e-5)
+    assert read.update == 0
+    # The gradient of a layer's output is that of the batch's own loss.
+    module = Digits(mlp())
+    module.load_state_dict(start.weights)
+    x, y = batches[7]
+    out = module.net[0](x)
+    (by_hand,) = torch.autograd.grad(F.cross_entropy(module.net[1:](out), y), out)
+    layer = reading(still, 7).layers[0]
+    assert layer.grad_rms == pytest.approx(float((by_hand**2).mean().sqrt()), rel=1e-4)
+
+
+def test_the_update_is_what_the_optimizer_did() -> None:
+    class Kept(Digits):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            self.before = self.net[2].weight.detach().clone()
+
+    module = Kept(mlp())
+    moved: list[float] = []
+
+    class Looks(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            far = pl_module.net[2].weight.detach() - module.before
+            moved.append(float(far.norm() / module.before.norm()))
+
+    callback = InitCallback("orthogonal", seed=3)
+    nets.fit(module, callback, Looks(), max_steps=3)
+    for step in (1, 2):
+        (read,) = [w for w in reading(callback, step).weights if w.name == "net.2.weight"]
+        assert read.update == pytest.approx(moved[step], rel=1e-4)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_segments_are_read_once(reentrant: bool) -> None:
+    class Segments(Still):
+        def loss(self, batch: Any) -> torch.Tensor:
+            x, y = batch
+            hidden = checkpoint(self.net[:3], x.requires_grad_(), use_reentrant=reentrant)
+            return F.cross_entropy(self.net[3:](hidden), y)
+
+    callback, _ = watched(Segments(mlp()), max_steps=3)
+    plain, _ = watched(Still(mlp()), max_steps=3)
+    for step in (0, 1, 2):
+        one, two = reading(callback, step), reading(plain, step)
+        assert [layer.name for layer in one.layers] == [layer.name for layer in two.layers]
+        for out, same in zip(one.layers, two.layers, strict=True):
+            assert out.rms == pytest.approx(same.rms, rel=1e-5)
+        for weight, other in zip(one.weights, two.weights, strict=True):
+            if step or not reentrant:  # which an audit's backward pass does not go into
+                assert weight.grad_rms == pytest.approx(other.grad_rms, rel=1e-5)
+
+
+@pytest.mark.parametrize("how", ["module", "child", "function"])
+def test_compiled_training_is_neither_changed_nor_compiled_again(how: str) -> None:
+    class Unlogged(Digits):
+        calls: Any = None
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.calls(batch) if self.calls is not None else self.loss(batch)
+
+    def run(*callbacks: pl.Callback) -> tuple[dict[str, torch.Tensor], int, list[float]]:
+        torch._dynamo.reset()
+        nets.seed_all(2)
+        compiled = 0
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            nonlocal compiled
+            compiled += 1
+            return graph.forward
+
+        module = Unlogged(nn.Sequential(*mlp()[:-1], nn.Dropout(0.2), mlp()[-1]))
+        fitted: Any = module
+        if how == "module":
+            fitted = torch.compile(module, backend=backend)
+        if how == "child":
+            module.net = torch.compile(module.net, backend=backend)
+        if how == "function":
+            module.calls = torch.compile(module.loss, backend=backend)
+        nets.fit(fitted, *callbacks, max_steps=23)
+        return nets.weights(module), compiled, module.seen
+
+    plain = run()
+    callback = InitCallback("keep", monitor_steps=23)
+    watched_run = run(callback)
+    assert watched_run[1] == plain[1]
+    assert nets.same(watched_run[0], plain[0])
+    assert callback.report is not None
+    assert callback.report.blind == ()
+    steps = {step.step: len(step.layers) for step in callback.report.readings.steps}
+    assert steps[2] == steps[20] == 3
+    assert steps[5] == steps[22] == 0
+    moved = [weight.update > 0 for weight in reading(callback, 5).weights]
+    assert all(moved)
+
+
+def test_what_a_compiled_model_does_beside_is_what_it_does() -> None:
+    def run(compiled: bool) -> InitCallback:
+        module: Any = Still(mlp())
+        if compiled:
+            module.net = torch.compile(module.net, backend="aot_eager")
+        callback = InitCallback("orthogonal", seed=3)
+        nets.fit(module, callback, max_steps=3)
+        return callback
+
+    one, two = reading(run(True), 2), reading(run(False), 2)
+    for out, same in zip(one.layers, two.layers, strict=True):
+        assert out.name == same.name
+        assert out.rms == pytest.approx(same.rms, rel=1e-5)
+        assert out.grad_rms == pytest.approx(same.grad_rms, rel=1e-4)
+    for weight, other in zip(one.weights, two.weights, strict=True):
+        assert weight.grad_rms == pytest.approx(other.grad_rms, rel=1e-4)
+
+
+class Copies(Digits):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        trainer = self._trainer
+        callbacks = [] if trainer is None else trainer.callbacks
+        self._trainer = None  # which nobody can pickle
+        net, data = copy.deepcopy(self.net), pickle.dumps(self.net)
+        for twin in (net, pickle.loads(data)):
+            assert torch.equal(twin(batch[0]), self.net(batch[0]))
+        for callback in callbacks:
+            if isinstance(callback, InitCallback) and batch_idx:
+                again = pickle.loads(pickle.dumps(callback))
+                assert again.report.to_dict() == callback.report.to_dict()
+                assert again.plan.to_dict() == callback.plan.to_dict()
+                copy.deepcopy(callback)
+        self._trainer = trainer
+        return loss
+
+
+def test_copies_can_be_made_at_any_time() -> None:
+    callback, _ = watched(Copies(mlp()), max_steps=4)
+    assert callback.report is not None
+    assert [len(step.layers) for step in callback.report.readings.steps] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
+@pytest.mark.parametrize("where", ["training_step", "on_before_optimizer_step"])
+def test_an_exception_inside_of_a_sampled_step_leaves_nothing(error: Any, where: str) -> None:
+    class Fails(Digits):
+        def fail(self, name: str, batch_idx: int) -> None:
+            if name == where and batch_idx == 2:
+                raise error("stop")
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.number = batch_idx
+            loss = self.loss(batch)
+            self.fail("training_step", batch_idx)
+            return loss
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            self.fail("on_before_optimizer_step", self.number)
+
+    module = Fails(mlp())
+    with pytest.raises((error, SystemExit)):
+        nets.fit(module, InitCallback("orthogonal"), max_steps=10)
+    assert nets.hooks(module) == []
+    assert torch._C._len_torch_function_stack() == 0

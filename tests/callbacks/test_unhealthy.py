@@ -6,6 +6,7 @@ import math
 import warnings
 from typing import Any
 
+import jsonargparse
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -153,3 +154,78 @@ def test_a_trained_model_may_know_something() -> None:
         assert callback.report is not None
         assert callback.report.findings == ()
         assert callback.report.readings.loss[0] < 1
+
+
+CALLED: list[Any] = []
+
+
+def note(trainer: pl.Trainer, module: pl.LightningModule, report: Any) -> None:
+    CALLED.append((trainer.global_step, type(module).__name__, report.worst.detector))
+
+
+def test_a_function_is_called_with_the_report() -> None:
+    CALLED.clear()
+    with pytest.warns(UnhealthyWarning):
+        nets.fit(Digits(sick()), InitCallback("keep", on_unhealthy=note), max_steps=8)
+    assert CALLED == [(0, "Digits", "backward_growth")]
+
+
+def test_actions_ladder_and_rules_come_from_yaml() -> None:
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--callback", type=list[pl.Callback])
+    for action in ("warn", "rescue", f"{__name__}.note"):
+        init = {
+            "on_unhealthy": action,
+            "ladder": ["orthogonal", {"strategy": "normal", "params": {"std": 0.1}}],
+            "max_rescues": 2,
+            "detectors": {"dead_units": {"limit": 0.9}},
+            "profile": "default",
+        }
+        data = [
+            {"class_path": "lightning_init.InitCallback", "init_args": init},
+            {
+                "class_path": "lightning_init.HealthMonitor",
+                "init_args": {"detectors": ["dead_units"]},
+            },
+        ]
+        made = parser.instantiate_classes(parser.parse_object({"callback": data})).callback
+        callback, monitor = made
+        assert [str(spec) for spec in callback.ladder] == ["orthogonal", "normal(std=0.1)"]
+        assert callback.max_rescues == 2
+        assert callback.monitor.rules == {"dead_units": {"limit": 0.9}}
+        assert list(monitor.rules) == ["dead_units"]
+        given = callback.monitor.on_unhealthy
+        assert given == action or given.__qualname__ == "note"
+
+
+def test_a_bad_batch_is_known_by_its_step() -> None:
+    class Bad(Digits):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            if self.trainer.global_step == 7:
+                batch[0][3, 4] = math.inf
+            return batch
+
+    callback = InitCallback("orthogonal", verbose=False)
+    nets.fit(Bad(mlp(), lr=0.003), callback, max_steps=12)
+    assert callback.report is not None
+    assert callback.report.readings.bad_batches == (7,)
+    assert set(callback.report.readings.lr.values()) == {0.003}
+
+
+def test_losses_are_read_many_at_once() -> None:
+    flushed: list[int] = []
+
+    class Counts(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            (callback,) = [c for c in trainer.callbacks if isinstance(c, InitCallback)]
+            if callback.monitor.record.unread == 0 and callback.monitor._watching:
+                flushed.append(pl_module.number)
+            pl_module.number += 1
+
+    module = Digits(mlp())
+    module.number = 0
+    callback = InitCallback("orthogonal", monitor_steps=12, loss_steps=130)
+    nets.fit(module, callback, Counts(), max_steps=140)
+    assert flushed[:6] == [1, 2, 5, 10, 11, 61]
+    assert callback.report is not None
+    assert sorted(callback.report.readings.loss) == list(range(130))
