@@ -163,8 +163,9 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
             text.append(f"\n{more}" if more else "", style="dim")
         grid.add_row(row["name"], text)
     if title == "detectors":
-        hint = 'detectors={"non_finite": {}, "dead_units": {"limit": 0.9}}'
-        grid.add_row("", Text(f"To use some of them only, with limits of your own: {hint}.", "dim"))
+        hint = 'Some of them only: detectors=["non_finite", "dead_units"]. A limit of your own: '
+        hint += 'detectors={"dead_units": {"limit": 0.9}}.'
+        grid.add_row("", Text(hint, "dim"))
     if title == "strategies":
         grid.add_row("", Text("Each takes scale=1 (0.001..1000), a factor on every std.", "dim"))
     return grid

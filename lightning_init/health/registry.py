@@ -117,12 +117,16 @@ def get(name: str) -> Entry:
     return known[name]
 
 
-def rules(chosen: Rules | None = None, profile: Profile = "default") -> dict[str, dict[str, Any]]:
+class Used(dict[str, dict[str, Any]]):
+    """Detectors that were looked up, by name, with the limits that are not their own."""
+
+
+def rules(chosen: Rules | None = None, profile: Profile = "default") -> Used:
     """Which detectors are used, and with which limits other than their own.
 
     Args:
-        chosen: Names, or names with limits: `{"dead_units": {"limit": 0.9}}`; None for all of the
-            profile.
+        chosen: Names: these alone. Names with limits, `{"dead_units": {"limit": 0.9}}`: all of the
+            profile, some with these limits. None: all of the profile.
         profile: `"default"` or `"textbook"`.
 
     Raises:
@@ -130,20 +134,28 @@ def rules(chosen: Rules | None = None, profile: Profile = "default") -> dict[str
         ValueError: If there is no such detector, limit or profile.
 
     Example:
-        >>> rules(["non_finite"]), rules({"forward_growth": {"grow": 3.0}})
-        ({'non_finite': {}}, {'forward_growth': {'grow': 3.0}})
+        >>> rules(["non_finite"])
+        {'non_finite': {}}
+        >>> used = rules({"forward_growth": {"grow": 3.0}})
+        >>> used["forward_growth"], used["non_finite"]
+        ({'grow': 3.0}, {})
     """
+    if isinstance(chosen, Used):
+        return chosen
     if profile not in get_args(Profile):
         raise ValueError(unknown("profile", str(profile), get_args(Profile)))
+    everything = Used({entry.name: {} for entry in entries(profile)})
     if chosen is None:
-        return {entry.name: {} for entry in entries(profile)}
+        return everything
     if isinstance(chosen, str) or not isinstance(chosen, Iterable):
         raise TypeError(
             "detectors must be a list of names, or a mapping from names to limits, but got "
             f"{chosen!r}"
         )
-    given = dict(chosen) if isinstance(chosen, Mapping) else {name: {} for name in chosen}
-    return {name: _checked(get(name), limits) for name, limits in given.items()}
+    if isinstance(chosen, Mapping):
+        changed = {name: _checked(get(name), limits) for name, limits in chosen.items()}
+        return Used(everything | changed)
+    return Used({get(name).name: {} for name in chosen})
 
 
 def _checked(entry: Entry, limits: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lightning_init.architecture.readings import (
     WeightReading,
 )
 from lightning_init.health.findings import Finding
-from lightning_init.health.registry import examine
+from lightning_init.health.registry import Used, examine
 
 IN, OUT = 0.98, 1.02  # either side of a limit
 
@@ -56,7 +56,7 @@ def step(number: int = 0, **parts: Any) -> StepReading:
 
 def only(name: str, readings: Readings, **limits: float) -> Finding | None:
     """The finding of one rule; what all findings must say is checked."""
-    found = examine(readings, {name: limits})
+    found = examine(readings, Used({name: dict(limits)}))
     assert len(found) <= 1
     for finding in found:
         assert finding.detector == name
