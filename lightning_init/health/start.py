@@ -8,7 +8,7 @@ from typing import Annotated
 
 from lightning_init.architecture.arguments import Range
 from lightning_init.architecture.readings import LossReading, Readings
-from lightning_init.health.evidence import ranked
+from lightning_init.health.evidence import ranked, suspicions
 from lightning_init.health.findings import Cause, Finding, Severity, found
 from lightning_init.health.registry import Factor, Share, detector
 
@@ -56,6 +56,7 @@ def initial_loss(
     *,
     low: Share = 0.5,
     high: Factor = 1.5,
+    far: Factor = 6.0,
     note_low: Share = 0.8,
     note_high: Factor = 1.3,
     excess: Annotated[float, Range(0.0, 100.0)] = 1.0,
@@ -66,7 +67,9 @@ def initial_loss(
     Args:
         readings: What was measured.
         low: Fraction of chance below which it is an error (the target leaks).
-        high: Factor above chance from which it is an error.
+        high: Factor above chance from which it is an error if the readings say why: weights, data
+            or an output layer of another scale.
+        far: Factor above chance from which it is an error anyhow.
         note_low: Fraction of chance below which it is a warning.
         note_high: Factor above chance from which it is a warning.
         excess: Nats above chance that an error needs too, a warning half of them: with two classes
@@ -88,6 +91,8 @@ def initial_loss(
             if not loss.exact:
                 upper = (order_of_magnitude**3, order_of_magnitude)
             if above > upper[1] and over > excess / 2:
+                # Deep nets with dropout start above chance, too, and learn.
+                upper = upper if not loss.exact or _explained(readings) else (far, note_high)
                 error = above > upper[0] and over > excess
                 limit = upper[0] if error else upper[1]
                 yield _start(readings, "error" if error else "warning", loss, above, limit)
@@ -96,6 +101,14 @@ def initial_loss(
                 limit = low if below < low else note_low
                 yield _start(readings, "error" if below < low else "warning", loss, below, limit)
                 return
+
+
+def _explained(readings: Readings) -> bool:
+    """Whether a scale is off by so much that the readings speak of it."""
+    known = {cause.name for _, cause in suspicions(readings)}
+    return not known.isdisjoint(
+        ("data scale", "init scale", "output layer", "tied weights", "loss function")
+    )
 
 
 def _start(
