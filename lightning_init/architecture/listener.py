@@ -97,8 +97,8 @@ class Listener(TorchFunctionMode):
         return self.step
 
     def _deaf(self) -> bool:
-        """Whether this is not to be read: inside a backward pass it is a recomputation."""
-        deaf = not self._on or self.step.error is not None
+        """Not to be read: what is compiled, and in a backward pass a recomputation."""
+        deaf = torch.compiler.is_compiling() or not self._on or self.step.error is not None
         return deaf or torch._C._current_graph_task_id() != -1
 
     def _hook(self, module: nn.Module, place: Place) -> None:
@@ -171,10 +171,7 @@ class Listener(TorchFunctionMode):
         return outside
 
     def _enter(self, name: str | None) -> Any:
-        def enter(*_: Any) -> None:
-            self._within.append(name)
-
-        return enter
+        return lambda *_: self._within.append(name)
 
     def _leave(self, name: str | None) -> Any:
         def leave(*_: Any) -> None:

@@ -55,10 +55,10 @@ def initial_loss(
     readings: Readings,
     *,
     low: Share = 0.5,
-    high: Factor = 3.0,
+    high: Factor = 1.5,
+    far: Factor = 6.0,
     note_low: Share = 0.8,
-    note_high: Factor = 1.5,
-    suspected: Factor = 1.5,
+    note_high: Factor = 1.3,
     excess: Annotated[float, Range(0.0, 100.0)] = 1.0,
     order_of_magnitude: Factor = 10.0,
 ) -> Iterator[Finding]:
@@ -67,10 +67,11 @@ def initial_loss(
     Args:
         readings: What was measured.
         low: Fraction of chance below which it is an error (the target leaks).
-        high: Factor above chance from which it is an error.
+        high: Factor above chance from which it is an error if the readings say why: weights, data
+            or an output layer of another scale.
+        far: Factor above chance from which it is an error anyhow.
         note_low: Fraction of chance below which it is a warning.
         note_high: Factor above chance from which it is a warning.
-        suspected: Factor that is an error if data or weights are too large, too.
         excess: Nats above chance that an error needs too, a warning half of them: with two classes
             a factor is soon reached.
         order_of_magnitude: Factor from which regression, whose outputs add their own variance, is
@@ -86,10 +87,12 @@ def initial_loss(
             floor = min(loss.chance, loss.prior)
             below = loss.value / floor if floor > 0 else math.inf
             over = loss.value - loss.chance if loss.exact else math.inf
-            upper = (suspected if _too_large(readings) else high, note_high)
+            upper = (high, note_high)
             if not loss.exact:
                 upper = (order_of_magnitude**3, order_of_magnitude)
             if above > upper[1] and over > excess / 2:
+                # Deep nets with dropout start above chance, too, and learn.
+                upper = upper if not loss.exact or _explained(readings) else (far, note_high)
                 error = above > upper[0] and over > excess
                 limit = upper[0] if error else upper[1]
                 yield _start(readings, "error" if error else "warning", loss, above, limit)
@@ -100,9 +103,12 @@ def initial_loss(
                 return
 
 
-def _too_large(readings: Readings) -> bool:
-    """Whether the readings speak for data or weights that are out of scale."""
-    return any(cause.name in ("data scale", "init scale") for _, cause in suspicions(readings))
+def _explained(readings: Readings) -> bool:
+    """Whether a scale is off by so much that the readings speak of it."""
+    known = {cause.name for _, cause in suspicions(readings)}
+    return not known.isdisjoint(
+        ("data scale", "init scale", "output layer", "tied weights", "loss function")
+    )
 
 
 def _start(
