@@ -25,6 +25,7 @@ def zero_gradients(
     *,
     steps: Annotated[int, Range(1, 1000)] = 2,
     share: Share = 0.5,
+    most: Share = 0.8,
 ) -> Iterator[Finding]:
     """Weight matrices that run but whose gradient is exactly 0, or none, after the first step.
 
@@ -37,6 +38,9 @@ def zero_gradients(
         steps: Steps that were read, 1 or later, at which the gradient must be 0, one after another.
         share: Share of the matrices above which it is an error; or else if the model's first
             layers are among them, and so all that lies before.
+        most: Share of a model's matrices from which it is an error that they have none, though the
+            others had theirs from the first batch on and nothing in the model was loaded; all but
+            the last one are, too, if there are three or more.
     """
     late = [reading for reading in readings.steps if reading.step >= 1]
     runs: dict[str, int] = {}
@@ -51,6 +55,7 @@ def zero_gradients(
             continue
         exact = [one for one in zero if one.grad_rms == 0]
         error = len(exact) > share * len(used) or (len(exact) > 1 and exact[0].name == used[0].name)
+        error = error or (not exact and _cut_off(readings, {one.name for one in zero}, most))
         severity: Severity = "error" if error else "warning"
         names = [one.name for one in (exact or zero)]
         what = "exactly 0" if exact else "missing"
@@ -61,6 +66,17 @@ def zero_gradients(
             ranked(readings, *_zero_causes(reading, exact or zero, bool(exact))),
         )  # fmt: skip
         return
+
+
+def _cut_off(readings: Readings, missing: set[str], most: float) -> bool:
+    """Whether nearly all of a fresh model had no gradient from the first batch on."""
+    first = readings.steps[0]
+    ran = _judged(first)
+    without = [one for one in ran if one.name in missing and math.isnan(one.grad_rms)]
+    left = len(ran) - len(without)
+    if readings.trained or not any(one.grad_rms > 0 for one in ran):
+        return False
+    return len(without) > 1 and left <= max(1, (1 - most) * len(ran))
 
 
 def _judged(reading: StepReading) -> list[WeightReading]:
@@ -100,7 +116,8 @@ def _zero_causes(reading: StepReading, zero: list[WeightReading], exact: bool) -
         'draw the output layer: overrides={"<head>.weight": "xavier_normal"}',
     )
     if not exact:
-        return [detached]
+        cut = Cause("frozen weights", "weights that are cut off stay as they were drawn", "as above")
+        return [detached, cut]
     later = [one for one in matrices(reading) if one not in zero and one.rms == 0]
     return [head, dead, detached] if later else [dead, detached, head]
 
