@@ -50,4 +50,5 @@ def _projected(value: Tensor, axis: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     along = torch.randn(rows.shape[1], 2, generator=generator).to(rows)
     size = norm(rows) / rows.shape[0] ** 0.5
-    return (rows @ along) / size.clamp_min(torch.finfo(rows.dtype).tiny)
+    projected: Tensor = (rows @ along) / size.clamp_min(torch.finfo(rows.dtype).tiny)
+    return projected

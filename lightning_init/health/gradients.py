@@ -16,6 +16,8 @@ from lightning_init.health.places import and_more, matrices
 from lightning_init.health.registry import Factor, Share, detector
 
 _LOSS = ("loss_flat", "loss_oscillates", "loss_crash", "worse_than_shallow")
+# The gradients of queries and keys vanish where attention is uniform, as at the start.
+_QUERY_OR_KEY = re.compile(r"(^|[._])(q|k|query|key|qk)(_proj|_lin|_linear)?([._]|$)")
 _EXPERT = re.compile(r"(^|[._])(experts?|moe)([._\d]|$)")
 
 
@@ -25,7 +27,6 @@ def zero_gradients(
     *,
     steps: Annotated[int, Range(1, 1000)] = 2,
     share: Share = 0.5,
-    most: Share = 0.8,
 ) -> Iterator[Finding]:
     """Weight matrices that run but whose gradient is exactly 0, or none, after the first step.
 
@@ -38,9 +39,6 @@ def zero_gradients(
         steps: Steps that were read, 1 or later, at which the gradient must be 0, one after another.
         share: Share of the matrices above which it is an error; or else if the model's first
             layers are among them, and so all that lies before.
-        most: Share of a model's matrices from which it is an error that they have none, though the
-            others had theirs from the first batch on and nothing in the model was loaded; all but
-            the last one are, too, if there are three or more.
     """
     late = [reading for reading in readings.steps if reading.step >= 1]
     runs: dict[str, int] = {}
@@ -54,8 +52,8 @@ def zero_gradients(
         if not zero:
             continue
         exact = [one for one in zero if one.grad_rms == 0]
-        error = len(exact) > share * len(used) or (len(exact) > 1 and exact[0].name == used[0].name)
-        error = error or (not exact and _cut_off(readings, {one.name for one in zero}, most))
+        gone = exact if readings.trained else zero  # what was loaded may be cut off on purpose
+        error = len(gone) > share * len(used) or (len(exact) > 1 and exact[0].name == used[0].name)
         severity: Severity = "error" if error else "warning"
         names = [one.name for one in (exact or zero)]
         what = "exactly 0" if exact else "missing"
@@ -66,17 +64,6 @@ def zero_gradients(
             ranked(readings, *_zero_causes(reading, exact or zero, bool(exact))),
         )  # fmt: skip
         return
-
-
-def _cut_off(readings: Readings, missing: set[str], most: float) -> bool:
-    """Whether nearly all of a fresh model had no gradient from the first batch on."""
-    first = readings.steps[0]
-    ran = _judged(first)
-    without = [one for one in ran if one.name in missing and math.isnan(one.grad_rms)]
-    left = len(ran) - len(without)
-    if readings.trained or not any(one.grad_rms > 0 for one in ran):
-        return False
-    return len(without) > 1 and left <= max(1, (1 - most) * len(ran))
 
 
 def _judged(reading: StepReading) -> list[WeightReading]:
@@ -116,7 +103,9 @@ def _zero_causes(reading: StepReading, zero: list[WeightReading], exact: bool) -
         'draw the output layer: overrides={"<head>.weight": "xavier_normal"}',
     )
     if not exact:
-        cut = Cause("frozen weights", "weights that are cut off stay as they were drawn", "as above")
+        cut = Cause(
+            "frozen weights", "weights that are cut off stay as they were drawn", "as above"
+        )
         return [detached, cut]
     later = [one for one in matrices(reading) if one not in zero and one.rms == 0]
     return [head, dead, detached] if later else [dead, detached, head]
@@ -126,8 +115,8 @@ def _zero_causes(reading: StepReading, zero: list[WeightReading], exact: bool) -
 def uneven_gradients(
     readings: Readings,
     *,
-    note: Factor = 5e3,
-    limit: Factor = 1e4,
+    note: Factor = 3e4,
+    limit: Factor = 1e6,
     total: Annotated[int, Range(2, 1000)] = 2,
 ) -> Iterator[Finding]:
     """Weight matrices whose rms(gradient) / rms(weight) is far below the median of their role.
@@ -144,7 +133,10 @@ def uneven_gradients(
         sized = [
             (one, one.grad_rms / one.rms)
             for one in _judged(reading)
-            if one.rms > 0 and one.grad_rms > 0 and math.isfinite(one.grad_rms)
+            if not _QUERY_OR_KEY.search(one.name)
+            and one.rms > 0
+            and one.grad_rms > 0
+            and math.isfinite(one.grad_rms)
         ]
         if len(sized) < 4:
             continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 from lightning_init.architecture.readings import Readings, StepReading
 from lightning_init.health.evidence import ranked
@@ -212,6 +213,10 @@ def backward_growth(
         span = slope ** (len(chain) - 1)
         apart = max(span, 1 / span) if span > 0 else math.inf
         if apart > extreme or (apart > total and not shrink <= slope <= grow):
+            # One place, as a tiny layer scale, tilts the trend of all: then it is not the depth.
+            ratios = sorted(math.log(far / near) for (_, near), (_, far) in pairwise(chain))
+            if ratios[len(ratios) // 2] * math.log(slope) <= 0:
+                continue
             exploding = slope > 1
             what, limit = ("explode", grow) if exploding else ("vanish", shrink)
             first, last = chain[-1][0], chain[0][0]

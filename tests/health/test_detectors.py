@@ -250,10 +250,10 @@ def loss(value: float, **facts: Any) -> Readings:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (2.0 * 1.3 * IN, None),
-        (2.0 * 1.3 * OUT, "warning"),
-        (2.0 * 6 * IN, "warning"),
-        (2.0 * 6 * OUT, "error"),
+        (2.0 * 1.5 * IN, None),
+        (2.0 * 1.5 * OUT, "warning"),
+        (2.0 * 25 * IN, "warning"),
+        (2.0 * 25 * OUT, "error"),
         (1.9 * 0.8 / IN, None),
         (1.9 * 0.8 / OUT, "warning"),
         (1.9 * 0.5 / IN, "warning"),
@@ -288,8 +288,13 @@ def test_first_squared_error_by_order_of_magnitude(value: float, expected: str |
 
 def test_a_first_loss_that_the_readings_explain_is_an_error_sooner() -> None:
     large = WeightReading("w", 100, 0.0, 1.0, role="weight", fan_in=100.0)
-    for value, expected in ((3.0 * IN, "warning"), (3.0 * OUT, "error")):
+    for value, expected in ((3.0 * IN, None), (3.0 * OUT, "error")):
         (first,) = loss(value).steps
+        known = of(losses=first.losses, weights=(large,))
+        assert severity("initial_loss", known) == expected
+        assert severity("initial_loss", of(losses=first.losses)) == (expected and "warning")
+    for value, expected in ((40.0 * IN, "warning"), (40.0 * OUT, "error")):
+        (first,) = loss(value, exact=False).steps
         known = of(losses=first.losses, weights=(large,))
         assert severity("initial_loss", known) == expected
         assert severity("initial_loss", of(losses=first.losses)) == "warning"
@@ -302,7 +307,7 @@ def test_when_the_first_loss_says_nothing() -> None:
     assert severity("initial_loss", of(1, losses=low.steps[0].losses)) is None
     assert severity("initial_loss", loss(0.0001, prior=0.0)) is None  # one class in the batch
     assert severity("initial_loss", loss(math.nan)) is None
-    assert severity("initial_loss", Readings(loss(13.0).steps, trained=True)) == "error"
+    assert severity("initial_loss", Readings(loss(51.0).steps, trained=True)) == "error"
 
 
 # the course of the loss
