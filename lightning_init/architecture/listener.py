@@ -182,9 +182,10 @@ class Listener(TorchFunctionMode):
 
     def _normalized(self, name: str) -> Any:
         def read(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            if not self._deaf() and args and ordinary(args[0]) and ordinary(out):
+            if not self._deaf() and args:
                 with aside():
-                    self._trails[out] = self._norm(name, args[0])
+                    if ordinary(args[0]) and ordinary(out):
+                        self._trails[out] = self._norm(name, args[0])
 
         return read
 
@@ -275,11 +276,9 @@ class Listener(TorchFunctionMode):
         owner = owners[0] if owners else None
         place = self.stage.raw.get(owner) if owner is not None else None
         if place is not None and ordinary(out):
-            taken = next(
-                (t for t, trail in zip(given, trails, strict=True) if not trail.learned), None
-            )
+            pairs = zip(given, trails, strict=True)
             with aside():
-                self._layer(place, taken, out)
+                self._layer(place, next((t for t, trail in pairs if not trail.learned), None), out)
         return Trail(self._made, owner, straight=True)
 
     def _attention(self, scores: Scores | None) -> None:
