@@ -154,6 +154,24 @@ def test_backward_growth_per_layer_and_in_all(factor: float, count: int, fires: 
         assert "orthogonal" in found.remedy
 
 
+def test_one_jump_of_the_gradient_is_no_growth() -> None:
+    grads = [0.17, 6e-7, 1.7e-6, 8e-7, 1.7e-6]  # blocks behind a layer scale of 1e-5
+    assert severity("backward_growth", of(layers=layers([1.0] * 5, grads))) is None
+    grads = [0.17, 6e-3, 1.7e-4, 8e-6, 1.7e-7]
+    assert severity("backward_growth", of(layers=layers([1.0] * 5, grads))) == "error"
+
+
+@pytest.mark.parametrize(
+    ("step", "later", "expected"), [(0, 0.5, "error"), (5, 0.5, "warning"), (5, 1.0, "error")]
+)
+def test_gradients_that_explode_while_the_loss_falls(
+    step: int, later: float, expected: str
+) -> None:
+    steps = of(step, layers=layers([1.0] * 9, powers(4.0, 9)[::-1])).steps
+    losses = {at: 1.0 if at < 5 else later for at in range(10)}
+    assert severity("backward_growth", Readings(steps, losses)) == expected
+
+
 # weights against the plan
 
 
