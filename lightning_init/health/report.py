@@ -67,12 +67,14 @@ class Report:
 
     def _seen(self) -> str:
         steps = [reading.step for reading in self.readings.steps]
+        losses = [loss for _, loss in sorted(self.readings.loss.items())]
+        count = len(self.layers)
+        text = f"{count} layer{'s' * (count != 1)} read"
+        if len(losses) > 1:
+            course = f"loss {losses[0]:.4g} -> {losses[-1]:.4g} in {len(losses)} steps"
+            return f"{text}, {course}" if steps else course
         if not steps:
             return "nothing was measured"
-        losses = [loss for _, loss in sorted(self.readings.loss.items())]
-        text = f"{len(self.layers)} layers read"
-        if len(losses) > 1:
-            return f"{text}, loss {losses[0]:.4g} -> {losses[-1]:.4g} in {len(losses)} steps"
         for loss in self.readings.steps[0].losses[:1]:
             text += f", {loss.kind} {loss.value:.4g} (chance {loss.chance:.4g})"
         return text
