@@ -205,7 +205,7 @@ def stored(
 def _version() -> str:
     """Changes with the fields of the readings."""
     kinds = [kind for kind in vars(values).values() if dataclasses.is_dataclass(kind)]
-    return repr([(k.__name__, [f.name for f in dataclasses.fields(k)]) for k in kinds])
+    return repr(sorted((k.__name__, [f.name for f in dataclasses.fields(k)]) for k in kinds))
 
 
 _VERSION = _version()

@@ -97,8 +97,8 @@ class Listener(TorchFunctionMode):
         return self.step
 
     def _deaf(self) -> bool:
-        """Whether this is not to be read: inside a backward pass it is a recomputation."""
-        deaf = not self._on or self.step.error is not None
+        """Not to be read: what is compiled, and in a backward pass a recomputation."""
+        deaf = torch.compiler.is_compiling() or not self._on or self.step.error is not None
         return deaf or torch._C._current_graph_task_id() != -1
 
     def _hook(self, module: nn.Module, place: Place) -> None:
@@ -171,10 +171,7 @@ class Listener(TorchFunctionMode):
         return outside
 
     def _enter(self, name: str | None) -> Any:
-        def enter(*_: Any) -> None:
-            self._within.append(name)
-
-        return enter
+        return lambda *_: self._within.append(name)
 
     def _leave(self, name: str | None) -> Any:
         def leave(*_: Any) -> None:
@@ -185,9 +182,10 @@ class Listener(TorchFunctionMode):
 
     def _normalized(self, name: str) -> Any:
         def read(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            if not self._deaf() and args and ordinary(args[0]) and ordinary(out):
+            if not self._deaf() and args:
                 with aside():
-                    self._trails[out] = self._norm(name, args[0])
+                    if ordinary(args[0]) and ordinary(out):
+                        self._trails[out] = self._norm(name, args[0])
 
         return read
 
@@ -278,11 +276,9 @@ class Listener(TorchFunctionMode):
         owner = owners[0] if owners else None
         place = self.stage.raw.get(owner) if owner is not None else None
         if place is not None and ordinary(out):
-            taken = next(
-                (t for t, trail in zip(given, trails, strict=True) if not trail.learned), None
-            )
+            pairs = zip(given, trails, strict=True)
             with aside():
-                self._layer(place, taken, out)
+                self._layer(place, next((t for t, trail in pairs if not trail.learned), None), out)
         return Trail(self._made, owner, straight=True)
 
     def _attention(self, scores: Scores | None) -> None:

@@ -136,7 +136,7 @@ class Pool:
             peak = part.amax(dim=(0, *range(2, part.ndim)))
             found = Peaks(len(peak), part.numel() // len(peak))
         else:
-            part = rows_of_units(value)
+            part = rows_of_units(value, full)
             peak = part.amax(dim=0)
             found = Peaks(part.shape[1], part.shape[0])
         self._peaks.setdefault((peak.device, len(peak)), []).append((peak, found))

@@ -99,9 +99,14 @@ class Probe:
             self._listener = None
 
     def before_update(self, parameters: Iterable[Tensor]) -> None:
-        """Keep a portion of each weight, to see how far the coming update moves it."""
+        """Keep a portion of each matrix, to see how far the coming update moves it."""
         for parameter in parameters:
-            if parameter.numel() and parameter.layout is torch.strided and not parameter.is_meta:
+            if (
+                parameter.ndim > 1
+                and parameter.numel()
+                and parameter.layout is torch.strided
+                and not parameter.is_meta
+            ):
                 with aside():
                     self._before[id(parameter)] = (parameter, portion(parameter).clone())
 

@@ -94,7 +94,8 @@ class WeightReading:
         trained: Whether it was loaded, not drawn.
         twins: Fraction of its output units whose weights and gradients are those of another unit:
             they stay alike for ever. NaN where it was not read.
-        update: Norm of the last update over the norm of the weight; NaN without an update.
+        update: Norm of the last update over the norm of the weight; NaN without an update, and for
+            vectors.
         lr: Learning rate of its parameter group, NaN if unknown.
     """
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 LEAST = 16  # rows; a monitored step reads the first 1/16 of the batch, at least that many
 _ENOUGH = 2**15  # values that a monitored step reads of an output, if there are rows enough
-_UNIT_ROWS = 256  # samples that a statement about single units rests on
+_UNIT_ROWS = 256  # samples that a statement about single units rests on, in an audit
+_FEWER = 64  # and at a monitored step
 
 
 def spread(mean: float, rms: float) -> float:
@@ -56,13 +57,14 @@ def leading(value: Tensor, channels: bool, full: bool) -> Tensor:
     return value
 
 
-def rows_of_units(value: Tensor) -> Tensor:
-    """A (rows, units) matrix of about 256 rows, evenly spaced in every sample."""
+def rows_of_units(value: Tensor, full: bool) -> Tensor:
+    """A (rows, units) matrix of about 256 rows, or 64, evenly spaced in every sample."""
+    most = _UNIT_ROWS if full else _FEWER
     if value.ndim < 3:
-        return value[:_UNIT_ROWS].reshape(-1, value.shape[-1])
+        return value[:most].reshape(-1, value.shape[-1])
     value = value.flatten(1, -2)
-    inside = max(1, _UNIT_ROWS // len(value))
-    thin = value[:_UNIT_ROWS, :: math.ceil(value.shape[1] / inside)]
+    inside = max(1, most // len(value))
+    thin = value[:most, :: math.ceil(value.shape[1] / inside)]
     return thin.reshape(-1, value.shape[-1])
 
 

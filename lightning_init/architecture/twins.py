@@ -1,7 +1,7 @@
 """Units that are alike and stay so: equal weights and equal gradients.
 
 Each unit becomes two random numbers, projections of its weights and gradients; equal units get
-equal numbers, and a sort brings them together.
+equal numbers but for rounding, and a sort brings them together.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_init.architecture.ledger import Ledger
+from lightning_init.architecture.signals import norm, wide
 
-_ALIKE = 1e-6
+_ALIKE = 1e-5  # single precision, summed over the inputs of a unit
 
 
 def twins(ledger: Ledger, weight: Tensor, grad: Tensor, axis: int = 0) -> int | None:
@@ -31,10 +32,8 @@ def twins(ledger: Ledger, weight: Tensor, grad: Tensor, axis: int = 0) -> int | 
     """
     if grad.layout is not torch.strided or weight.shape[axis] < 2 or weight.shape != grad.shape:
         return None
-    both = torch.cat([_scaled(weight, axis), _scaled(grad, axis)], 1)
-    generator = torch.Generator().manual_seed(0)
-    along = torch.randn(both.shape[1], 2, generator=generator, dtype=torch.float64)
-    first, second = (both @ (along / both.shape[1] ** 0.5).to(both.device)).unbind(1)
+    found = _projected(weight, axis, 0) + _projected(grad, axis, 1)
+    first, second = found.unbind(1)
     order = first.argsort()
     same = first[order].diff().abs() <= _ALIKE
     same &= second[order].diff().abs() <= _ALIKE
@@ -44,8 +43,12 @@ def twins(ledger: Ledger, weight: Tensor, grad: Tensor, axis: int = 0) -> int | 
     return ledger.note(alike.mean(dtype=torch.float32))
 
 
-def _scaled(value: Tensor, axis: int) -> Tensor:
-    """Units as rows, of root mean square 1 all together; zeros stay zeros."""
-    rows = value.movedim(axis, 0).flatten(1).double()
-    size = torch.linalg.vector_norm(rows) / rows.numel() ** 0.5
-    return torch.where(size == 0, rows, rows / size)
+def _projected(value: Tensor, axis: int, seed: int) -> Tensor:
+    """Two projections of each unit, about 1 in size all together; those of zeros are 0."""
+    rows = value.movedim(axis, 0).flatten(1)
+    rows = rows.to(wide(rows))
+    generator = torch.Generator().manual_seed(seed)
+    along = torch.randn(rows.shape[1], 2, generator=generator).to(rows)
+    size = norm(rows) / rows.shape[0] ** 0.5
+    projected: Tensor = (rows @ along) / size.clamp_min(torch.finfo(rows.dtype).tiny)
+    return projected

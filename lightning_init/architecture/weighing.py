@@ -17,10 +17,10 @@ from lightning_init.architecture.names import named_tensors, named_weights, unwr
 from lightning_init.architecture.parametrized import Derived
 from lightning_init.architecture.params import ParamInfo, Role
 from lightning_init.architecture.readings import WeightReading
-from lightning_init.architecture.signals import norms
+from lightning_init.architecture.signals import norms, wide
 from lightning_init.architecture.twins import twins
 
-_MEAN = 2**14  # elements that the mean of a weight is read from at a monitored step
+_PART = 2**14  # elements that mean and norm of a weight are read from at a monitored step
 _SLICE = 4096  # elements of a weight that an update ratio is read from
 _ROUNDING = 1e-6  # of the square of the mean: a variance below is that of equal values
 
@@ -114,18 +114,15 @@ class Scale:
     def weigh(self, ledger: Ledger, full: bool) -> list[list[tuple[int, ...]]]:
         """For each tensor and piece of it the places of mean, norm and, if full, extremes."""
         pieces = [tensor.pieces() for tensor in self.tensors]
-        flat = [piece for some in pieces for piece in some]
-        sizes = iter(norms(flat))
+        parts = [[each if full else portion(each, _PART) for each in some] for some in pieces]
+        sizes = iter(norms([part for some in parts for part in some]))
         found = []
-        for each in pieces:
+        for whole, read in zip(pieces, parts, strict=True):
             places: list[tuple[int, ...]] = []
-            for piece in each:
-                wide = torch.float64 if piece.dtype is torch.float64 else torch.float32
-                # The norm tells of every value; for the mean some rows do.
-                some = piece if full else portion(piece, _MEAN)
-                parts = [some.mean(dtype=wide), next(sizes)]
-                parts += list(torch.aminmax(piece)) if full else []
-                places.append((piece.numel(), *map(ledger.note, parts)))
+            for piece, part in zip(whole, read, strict=True):
+                numbers = [part.mean(dtype=wide(part)), next(sizes)]
+                numbers += list(torch.aminmax(piece)) if full else []
+                places.append((piece.numel(), part.numel(), *map(ledger.note, numbers)))
             found.append(places)
         return found
 
@@ -143,13 +140,14 @@ class Scale:
         for tensor, places in zip(self.tensors, weighed, strict=True):
             key, entry = id(tensor.parameter), tensor.entry
             count = sum(piece[0] for piece in places)
-            mean = sum(piece[0] * numbers[piece[1]] for piece in places) / count
-            norm = math.hypot(*(numbers[piece[2]] for piece in places))
-            square = norm**2 / count
+            mean = sum(all_ * numbers[place] for all_, _, place, *_ in places) / count
+            square = sum(
+                all_ / some * numbers[place] ** 2 for all_, some, _, place, *_ in places
+            ) / count  # fmt: skip
             variance = max(square - mean**2, 0.0)
-            if len(places[0]) > 3:
-                lows = [numbers[piece[3]] for piece in places]
-                highs = [numbers[piece[4]] for piece in places]
+            if len(places[0]) > 4:
+                lows = [numbers[piece[4]] for piece in places]
+                highs = [numbers[piece[5]] for piece in places]
                 # Equal values have std 0, whatever rounding makes of the difference.
                 equal = min(lows) == max(highs)
             else:
@@ -168,7 +166,7 @@ class Scale:
                     std=0.0 if equal else math.sqrt(variance),
                     **expected,
                     grad_rms=grad / math.sqrt(tensor.parameter.numel()),
-                    finite=math.isfinite(norm) and (key not in grads or math.isfinite(grad)),
+                    finite=math.isfinite(square) and (key not in grads or math.isfinite(grad)),
                     role=str(info.role),
                     module=tensor.module,
                     shape=tuple(tensor.parameter.shape),

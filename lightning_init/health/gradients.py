@@ -16,6 +16,8 @@ from lightning_init.health.places import and_more, matrices
 from lightning_init.health.registry import Factor, Share, detector
 
 _LOSS = ("loss_flat", "loss_oscillates", "loss_crash", "worse_than_shallow")
+# The gradients of queries and keys vanish where attention is uniform, as at the start.
+_QUERY_OR_KEY = re.compile(r"(^|[._])(q|k|query|key|qk)(_proj|_lin|_linear)?([._]|$)")
 _EXPERT = re.compile(r"(^|[._])(experts?|moe)([._\d]|$)")
 
 
@@ -50,7 +52,7 @@ def zero_gradients(
         if not zero:
             continue
         exact = [one for one in zero if one.grad_rms == 0]
-        error = len(exact) > share * len(used) or (len(exact) > 1 and exact[0].name == used[0].name)
+        error = len(zero) > share * len(used) or (len(exact) > 1 and exact[0].name == used[0].name)
         severity: Severity = "error" if error else "warning"
         names = [one.name for one in (exact or zero)]
         what = "exactly 0" if exact else "missing"
@@ -109,8 +111,8 @@ def _zero_causes(reading: StepReading, zero: list[WeightReading], exact: bool) -
 def uneven_gradients(
     readings: Readings,
     *,
-    note: Factor = 5e3,
-    limit: Factor = 1e4,
+    note: Factor = 3e4,
+    limit: Factor = 1e6,
     total: Annotated[int, Range(2, 1000)] = 2,
 ) -> Iterator[Finding]:
     """Weight matrices whose rms(gradient) / rms(weight) is far below the median of their role.
@@ -127,7 +129,10 @@ def uneven_gradients(
         sized = [
             (one, one.grad_rms / one.rms)
             for one in _judged(reading)
-            if one.rms > 0 and one.grad_rms > 0 and math.isfinite(one.grad_rms)
+            if not _QUERY_OR_KEY.search(one.name)
+            and one.rms > 0
+            and one.grad_rms > 0
+            and math.isfinite(one.grad_rms)
         ]
         if len(sized) < 4:
             continue

@@ -22,7 +22,7 @@ from lightning_init.health.registry import Factor, detector
     ),
 )
 def peer_scale(
-    readings: Readings, *, warn_ratio: Factor = 3.0, error_ratio: Factor = 5.0
+    readings: Readings, *, warn_ratio: Factor = 4.0, error_ratio: Factor = 6.0
 ) -> Iterator[Finding]:
     """A weight whose rms before the first step is not that of its peers over the depth.
 

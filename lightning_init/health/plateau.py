@@ -68,7 +68,7 @@ def _companion(readings: Readings, after: int) -> str:
         if reading.step < max(after, 10):
             return ""
         outputs = [layer for layer in reading.layers if layer.is_output]
-        if any(likeness(layer) > 0.999 and layer.rms > 0 for layer in outputs):
+        if any(likeness(layer) > 0.99999 and layer.rms > 0 for layer in outputs):
             return f"; at step {reading.step} the outputs of all samples are alike"
         grads = [
             weight.grad_rms

@@ -22,18 +22,21 @@ def collapsed_samples(
     *,
     limit: Share = 0.999,
     note: Share = 0.99,
+    same: Share = 0.99999,
     late: Annotated[int, Range(1, 1_000_000)] = 20,
 ) -> Iterator[Finding]:
     """Different samples that give the same output at the end of the model: cosine near 1.
 
-    Healthy deep nets may start so. It is an error if it is so at two steps that were read, the last
-    of them late, and the loss does not fall (a warning if it is not known whether it does); or at
-    the start if the weights are too small or biases shut the layers.
+    Healthy deep nets may start so. It is an error if they are the same at two steps that were read,
+    the last of them late, and the loss does not fall (a warning if it is not known whether it
+    does); or if they are alike at the start, and the weights are too small or biases shut the
+    layers.
 
     Args:
         readings: What was measured.
         limit: Mean cosine between samples above which it counts.
         note: Cosine above which it is an info.
+        same: Cosine above which, again and again, it may be an error.
         late: Step from which on it may be an error.
     """
     hits: list[tuple[StepReading, LayerReading]] = []
@@ -46,7 +49,8 @@ def collapsed_samples(
             hits.append((reading, last))
         elif likeness(last) > note and noted is None:
             noted = reading, last
-    twice = len(hits) > 1 and hits[-1][0].step >= late
+    again = [reading for reading, last in hits if likeness(last) > same]
+    twice = len(again) > 1 and again[-1].step >= late
     place = hits[0] if hits else noted
     if place is None:
         return
@@ -59,7 +63,7 @@ def collapsed_samples(
     reading, last = place
     bound = limit if hits else note
     yield found(
-        "collapsed_samples", severity, last.name, hits[-1][0].step if twice else reading.step,
+        "collapsed_samples", severity, last.name, again[-1].step if twice else reading.step,
         likeness(last), bound,
         f"the outputs of {last.name} are the same for all samples: mean cosine "
         f"{likeness(last):.5g} (limit {bound:g})",

@@ -245,7 +245,7 @@ def test_gradients_and_updates_under_a_gradient_scaler(fused: bool) -> None:
         scaled, exact = reading(callback, step), reading(plain, step)
         for one, two in zip(scaled.weights, exact.weights, strict=True):
             assert one.grad_rms == pytest.approx(two.grad_rms, rel=0.05)
-            assert one.update == pytest.approx(two.update, rel=0.1)
+            assert one.update == pytest.approx(two.update, rel=0.1, nan_ok=True)
         for out, same in zip(scaled.layers, exact.layers, strict=True):
             assert out.grad_rms == pytest.approx(same.grad_rms, rel=0.05)
 
@@ -370,8 +370,8 @@ def test_compiled_training_is_neither_changed_nor_compiled_again(how: str) -> No
     steps = {step.step: len(step.layers) for step in callback.report.readings.steps}
     assert steps[2] == steps[20] == 3
     assert steps[5] == steps[22] == 0
-    moved = [weight.update > 0 for weight in reading(callback, 5).weights]
-    assert all(moved)
+    matrices = [weight for weight in reading(callback, 5).weights if len(weight.shape) > 1]
+    assert all(weight.update > 0 for weight in matrices)
 
 
 def test_what_a_compiled_model_does_beside_is_what_it_does() -> None:

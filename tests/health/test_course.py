@@ -155,9 +155,9 @@ def silent(*gradients: float, step: int = 50) -> StepReading:
 @pytest.mark.parametrize(
     ("step", "expected"),
     [
-        (alike(0.998), "warning"),
-        (alike(0.9995), "error"),
-        (alike(0.9995, step=5), "warning"),
+        (alike(0.999988), "warning"),
+        (alike(0.999995), "error"),
+        (alike(0.999995, step=5), "warning"),
         (silent(0.0, 0.0, 1.0), "error"),
         (silent(0.0, 1.0, 1.0), "warning"),
         (silent(0.0), "warning"),

@@ -79,11 +79,11 @@ def test_experts_without_tokens() -> None:
 @pytest.mark.parametrize(
     ("factor", "count", "expected"),
     [
-        (5e3 * IN, 2, None),
-        (5e3 * OUT, 2, "warning"),
-        (1e4 * IN, 3, "warning"),
-        (1e4 * OUT, 1, "warning"),
-        (1e4 * OUT, 2, "error"),
+        (3e4 * IN, 2, None),
+        (3e4 * OUT, 2, "warning"),
+        (1e6 * IN, 3, "warning"),
+        (1e6 * OUT, 1, "warning"),
+        (1e6 * OUT, 2, "error"),
         (1e-9, 3, None),  # the upper side is usual
     ],
 )

@@ -166,14 +166,14 @@ def peers(ratio: float, count: int = 5, **facts: Any) -> Any:
 @pytest.mark.parametrize(
     ("ratio", "expected"),
     [
-        (3 * IN, None),
-        (3 * OUT, "warning"),
-        (5 * IN, "warning"),
-        (5 * OUT, "error"),
-        (1 / 3 / IN, None),
-        (1 / 3 / OUT, "warning"),
-        (1 / 5 / IN, "warning"),
-        (1 / 5 / OUT, "error"),
+        (4 * IN, None),
+        (4 * OUT, "warning"),
+        (6 * IN, "warning"),
+        (6 * OUT, "error"),
+        (1 / 4 / IN, None),
+        (1 / 4 / OUT, "warning"),
+        (1 / 6 / IN, "warning"),
+        (1 / 6 / OUT, "error"),
         (0.0, None),  # zeros are meant
     ],
 )

@@ -136,7 +136,7 @@ def table(std: float, **facts: Any) -> WeightReading:
 @pytest.mark.parametrize(
     ("std", "first", "facts", "fires"),
     [
-        (3 / 8 * OUT, 2.3 * 1.3 * OUT, {}, True),
+        (3 / 8 * OUT, 2.3 * 1.5 * OUT, {}, True),
         (3 / 8 * IN, 2.3 * 1.3 * OUT, {}, False),
         (3 / 8 * OUT, 2.3 * 1.3 * IN, {}, False),
         (1.0, 9.0, {"names": ("wte.weight",)}, False),

@@ -347,7 +347,7 @@ def test_updates_rates_and_gradients_of_a_step() -> None:
         assert reading.grad_rms == near(float((grad**2).mean().sqrt()))
         assert reading.lr == 0.1
         assert reading.shape == tuple(p.shape)
-        if old.any():
+        if old.ndim > 1:
             assert reading.update == near(float((new - old).norm() / old.norm()))
         else:
             assert math.isnan(reading.update)
@@ -445,3 +445,24 @@ def test_weights_without_a_module() -> None:
     assert first.after.zeros == near(float((h <= 0).double().mean()))
     assert second.is_output
     assert [given.name for given in reading.inputs] == ["one"]
+
+
+def test_a_compiled_part_stays_as_it_is() -> None:
+    double = torch.compile(lambda x: torch.relu(x) * 2, backend="eager")
+
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(8, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(double(self.one(x)))
+
+    net = Partly()
+    with torch.no_grad():
+        expected, out = net(X), []
+        reading = heard(net, lambda: out.append(net(X)))
+    assert torch.equal(out[0], expected)
+    assert [layer.name for layer in reading.layers] == ["one", "two"]
+    whole = torch.compile(nn.Sequential(nn.Linear(8, 6)), backend="eager")
+    assert heard(whole, lambda: whole(X)).layers == ()

@@ -202,11 +202,12 @@ def cosines(*values: float, steps: tuple[int, ...] = (0, 5, 20), loss: Any = Non
         ((0.9902,), (0,), FLAT, "info"),
         ((0.99898,), (0,), FLAT, "info"),
         ((0.99902,), (0,), FLAT, "info"),
-        ((0.99902, 0.5, 0.99902), (0, 5, 20), FLAT, "error"),
-        ((0.99902, 0.5, 0.99902), (0, 5, 19), FLAT, "info"),
-        ((0.99902, 0.5, 0.99902), (0, 5, 20), None, "warning"),
-        ((0.99902, 0.5, 0.99902), (0, 5, 20), FALLING, "info"),
-        ((0.5, 0.5, 0.99902), (0, 5, 20), FLAT, "info"),
+        ((1 - 0.9e-5, 0.5, 1 - 0.9e-5), (0, 5, 20), FLAT, "error"),
+        ((1 - 0.9e-5, 0.5, 1 - 1.1e-5), (0, 5, 20), FLAT, "info"),
+        ((1 - 0.9e-5, 0.5, 1 - 0.9e-5), (0, 5, 19), FLAT, "info"),
+        ((1 - 0.9e-5, 0.5, 1 - 0.9e-5), (0, 5, 20), None, "warning"),
+        ((1 - 0.9e-5, 0.5, 1 - 0.9e-5), (0, 5, 20), FALLING, "info"),
+        ((0.5, 0.5, 1 - 0.9e-5), (0, 5, 20), FLAT, "info"),
         ((math.nan, math.nan), (0, 5), FLAT, "info"),
     ],
 )
@@ -225,7 +226,8 @@ def test_samples_that_are_alike(
 
 
 @pytest.mark.parametrize(
-    ("mean", "expected"), [(0.99902**0.5, "error"), (0.99898**0.5, "info"), (0.9, None)]
+    ("mean", "expected"),
+    [((1 - 0.9e-5) ** 0.5, "error"), ((1 - 1.1e-5) ** 0.5, "info"), (0.9, None)],
 )
 def test_one_number_per_sample_has_a_sign_in_common(mean: float, expected: str | None) -> None:
     out = layer("out", sample_cosine=1.0, mean=mean, rms=1.0, std=(1 - mean**2) ** 0.5)
