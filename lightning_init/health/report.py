@@ -92,12 +92,13 @@ class Report:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the report: as a page with the plots if the name ends in `.html`, else as JSON.
+        """Write the report: a page with the plots if the name ends in `.html`, data if in `.json`.
 
         Args:
             path: The file; its folder must exist.
 
         Raises:
+            ValueError: If the name ends in anything else.
             FileNotFoundError: If the folder does not exist.
             ImportError: If a page is asked for and plotly is not installed.
         """
@@ -137,15 +138,17 @@ class Report:
 
 
 def write(path: str | Path, reports: Mapping[str, Report], data: Mapping[str, Any]) -> None:
-    """Write reports by name as a page if the file's name ends in `.html`, else their data as JSON.
+    """Write reports by name as a page if the file's name ends in `.html`, their data if in `.json`.
 
     Args:
         path: The file; its folder must exist.
         reports: What the page shows.
         data: What the JSON holds.
     """
-    is_page = Path(path).suffix.lower() in (".html", ".htm")
-    text = page(reports) if is_page else json.dumps(data, indent=1)
+    kind = Path(path).suffix.lower()
+    if kind not in (".json", ".html", ".htm"):
+        raise ValueError(f"a report's name must end in .json or .html, but got {str(path)!r}")
+    text = json.dumps(data, indent=1) if kind == ".json" else page(reports)
     Path(path).write_text(text, encoding="utf-8")
 
 

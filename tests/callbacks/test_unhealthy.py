@@ -89,15 +89,16 @@ def test_a_warning_alone_neither_stops_nor_raises() -> None:
     module = Digits(mlp())
     x, y = next(iter(nets.ordered()))
     low, high = 1.0, 100.0
-    with torch.no_grad():  # a head so large that the loss starts at 1.4 times chance
+    with torch.no_grad():  # a head so large that the loss starts at 1.6 times chance
         weight, hidden = module.net[4].weight.clone(), module.net[:4](x)
         while high - low > 1e-3:
             middle = (low + high) / 2
             loss = torch.nn.functional.cross_entropy(hidden @ weight.T * middle, y)
-            low, high = (middle, high) if loss < 1.4 * math.log(10) else (low, middle)
+            low, high = (middle, high) if loss < 1.6 * math.log(10) else (low, middle)
         module.net[4].weight.mul_(low)
         module.net[4].bias.zero_()
-    callback = InitCallback("keep", on_unhealthy="raise")
+    limits = {"initial_loss": {"high": 10.0}}
+    callback = InitCallback("keep", on_unhealthy="raise", detectors=limits)
     with pytest.warns(UnhealthyWarning, match="WARNING initial_loss"):
         nets.fit(module, callback)
     assert callback.report is not None

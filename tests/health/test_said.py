@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -162,3 +163,10 @@ def test_what_reentrant_checkpoints_hide_is_said() -> None:
     assert "use_reentrant=False" in " ".join(str(report).split())
     callback = InitCallback("keep", verbose=False)
     assert any("use_reentrant=True" in line for line in started(Recomputed(), callback).blind)
+
+
+@pytest.mark.parametrize("name", ["report.txt", "report", "report.yaml"])
+def test_a_report_is_not_written_as_what_its_name_does_not_say(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.json or \.html"):
+        looked(mlp(3, nn.ReLU)).save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
