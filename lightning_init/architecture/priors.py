@@ -185,18 +185,19 @@ def priors(graph: Graph) -> dict[int, tuple[float, ...]]:
 
 
 def _of_biases(graph: Graph, key: str, links: dict[str, str]) -> dict[int, tuple[float, ...]]:
-    found: dict[int, tuple[float, ...]] = {}
+    told: dict[int, list[tuple[float, ...]]] = {}
     for op in graph.ops:
-        if not op.seen.get(key):
+        if key not in op.seen or not op.signals:
             continue
         layer = _source(graph, op, links.get(op.kind, ""))
         channels = layer.kind in CONVOLUTIONS and key == "answer"
         values: tuple[float, ...] = op.seen["channels" if channels else key]
         for place, weight in layer.weights:
-            size = math.prod(weight.shape)
-            if layer.product is not None and place != layer.matrix and size == len(values):
-                found[weight.params[0]] = values
-    return found
+            fits = math.prod(weight.shape) == len(values) or not values
+            if layer.product is not None and place != layer.matrix and fits:
+                told.setdefault(weight.params[0], []).append(values)
+    # A discriminator hears "all real" and "all fake": no constant is right for both.
+    return {bias: all_[0] for bias, all_ in told.items() if all_[0] and len(set(all_)) == 1}
 
 
 def _source(graph: Graph, loss: Op, link: str) -> Op:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from lightning_init.architecture.analyze import analyze
 from lightning_init.architecture.histograms import with_histograms
+from lightning_init.architecture.judge import judge
 from lightning_init.architecture.names import check_forward, unwrap
 from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.probe import PlannedEntry, Probe
 from lightning_init.architecture.provenance import exact_provenance
-from lightning_init.architecture.readings import Readings
+from lightning_init.architecture.readings import Readings, WeightReading
 from lightning_init.architecture.trace import eager
 from lightning_init.health.losses import LossWatch
+from lightning_init.health.places import MATRICES
 from lightning_init.health.registry import Profile, Rules, examine, rules
 from lightning_init.health.report import Report
 
@@ -90,6 +94,8 @@ def audit(
     finally:
         probe.stop()
     reading = replace(reading, layers=with_histograms(reading.layers, samples))
+    if plan is None:
+        reading = replace(reading, weights=_with_provenance(model, reading.weights))
     trained = any(weight.trained for weight in reading.weights)
     seen = Readings(
         (reading,),
@@ -99,6 +105,19 @@ def audit(
         rows=losses.rows,
     )
     return Report(examine(seen, used), seen, blind)
+
+
+def _with_provenance(
+    model: nn.Module, weights: tuple[WeightReading, ...]
+) -> tuple[WeightReading, ...]:
+    """Which weights were loaded, where it matters: what does not learn may have learned before."""
+    still = [one for one in weights if not one.trainable or math.isnan(one.grad_rms)]
+    if not any(one.role in MATRICES and not one.trained for one in still):
+        return weights
+    bare = unwrap(model)
+    verdicts = judge(bare, analyze(bare).params)
+    loaded = {names for names, verdict in verdicts.items() if verdict.provenance == "pretrained"}
+    return tuple(replace(one, trained=True) if one.names in loaded else one for one in weights)
 
 
 def _gradients(model: nn.Module, loss: Tensor) -> dict[int, Tensor]:

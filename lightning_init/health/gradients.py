@@ -52,7 +52,8 @@ def zero_gradients(
         if not zero:
             continue
         exact = [one for one in zero if one.grad_rms == 0]
-        error = len(zero) > share * len(used) or (len(exact) > 1 and exact[0].name == used[0].name)
+        gone = exact if readings.trained else zero  # what was loaded may be cut off on purpose
+        error = len(gone) > share * len(used) or (len(exact) > 1 and exact[0].name == used[0].name)
         severity: Severity = "error" if error else "warning"
         names = [one.name for one in (exact or zero)]
         what = "exactly 0" if exact else "missing"
@@ -102,7 +103,10 @@ def _zero_causes(reading: StepReading, zero: list[WeightReading], exact: bool) -
         'draw the output layer: overrides={"<head>.weight": "xavier_normal"}',
     )
     if not exact:
-        return [detached]
+        cut = Cause(
+            "frozen weights", "weights that are cut off stay as they were drawn", "as above"
+        )
+        return [detached, cut]
     later = [one for one in matrices(reading) if one not in zero and one.rms == 0]
     return [head, dead, detached] if later else [dead, detached, head]
 

@@ -75,10 +75,11 @@ class LossWatch(TorchFunctionMode):
             return None
         if target.ndim:
             self.rows = max(self.rows, len(target))
-        if kwargs.get("weight") is not None or kwargs.get("pos_weight") is not None:
-            return None  # weights change what chance means
+        weight = args[2] if len(args) > 2 and func not in _ERRORS else kwargs.get("weight")
+        if func in _ERRORS and weight is not None:
+            return None
         if func in _CLASSES:
-            return _classes(func, out, inputs, target, kwargs)
+            return _classes(func, out, inputs, target, kwargs, weight)
         values = target.detach().float()
         low, high = values.aminmax()
         found: dict[str, Any] = {**given(inputs)}
@@ -87,11 +88,27 @@ class LossWatch(TorchFunctionMode):
         if func in _ERRORS:
             chance, prior = _constant(func, values, kwargs)
             return LossReading(_ERRORS[func], per_element, chance, prior, exact=False, **found)
-        share = min(max(float(values.mean()), 0.0), 1.0)
-        prior = _entropy([share, 1 - share])
+        chance, prior = _yes_or_no(values, weight, kwargs.get("pos_weight"))
         kind = "binary cross-entropy"
         kind += " with logits" if func is F.binary_cross_entropy_with_logits else ""
-        return LossReading(kind, per_element, math.log(2), prior, True, **found)
+        return LossReading(kind, per_element, chance, prior, True, **found)
+
+
+def _yes_or_no(
+    target: Tensor, weight: Tensor | None, pos_weight: Tensor | None
+) -> tuple[float, float]:
+    """The loss of logit 0, and of the best constant, for all outputs or for each of its own."""
+    ones, zeros = target.clamp(0, 1), 1 - target.clamp(0, 1)
+    ones = ones if pos_weight is None else ones * pos_weight
+    if weight is not None:
+        ones, zeros = ones * weight, zeros * weight
+    ones, zeros = ones + 0 * zeros, zeros + 0 * ones  # of one shape
+    priors = []
+    for width in {1, ones.shape[-1] if ones.ndim > 1 else 1}:
+        yes, no = (part.reshape(-1, width).mean(0) for part in (ones, zeros))
+        both = torch.special.entr(yes) + torch.special.entr(no) - torch.special.entr(yes + no)
+        priors.append(float(both.mean()))
+    return float((ones + zeros).mean()) * math.log(2), max(min(priors), 0.0)
 
 
 def _constant(func: Loss, target: Tensor, kwargs: dict[str, Any]) -> tuple[float, float]:
@@ -105,14 +122,22 @@ def _constant(func: Loss, target: Tensor, kwargs: dict[str, Any]) -> tuple[float
 
 
 def _classes(
-    func: Loss, out: Tensor, inputs: Tensor, target: Tensor, kwargs: dict[str, Any]
+    func: Loss,
+    out: Tensor,
+    inputs: Tensor,
+    target: Tensor,
+    kwargs: dict[str, Any],
+    weight: Tensor | None,
 ) -> LossReading | None:
     dim = 1 if inputs.ndim > 1 else 0
     classes = inputs.shape[dim]
     if classes < 2:
         return None
     name = "cross-entropy" if func is F.cross_entropy else "negative log-likelihood"
+    count: float
     if target.is_floating_point():  # probabilities as targets
+        if weight is not None:
+            return None
         count, prior, valid = target.numel() // classes, math.log(classes), target
     else:
         valid = target[target != kwargs.get("ignore_index", -100)]
@@ -120,8 +145,14 @@ def _classes(
         if not count:
             return None
         counts = torch.bincount(valid.flatten().clamp(0, classes - 1), minlength=classes)
+        once = count == classes and int(counts.max()) == 1
+        if weight is not None:  # the mean is over the weights, too
+            counts = counts * weight.detach()
+            count = float(counts.sum())
+            if not count > 0:
+                return None
         prior = _entropy((counts / counts.sum()).tolist())
-        if count == classes and int(counts.max()) == 1:
+        if once:
             prior = 0.0  # each answer once: samples are told apart, which a fresh model can, too
     return LossReading(
         f"{name} over {classes} classes",
@@ -136,7 +167,7 @@ def _classes(
     )
 
 
-def _per_element(out: Tensor, count: int, kwargs: dict[str, Any]) -> float:
+def _per_element(out: Tensor, count: float, kwargs: dict[str, Any]) -> float:
     total = float(out.detach().float().sum())
     summed = kwargs.get("reduction", "mean") != "mean" or out.ndim > 0
     return total / count if summed else total

@@ -134,7 +134,9 @@ def _cross_entropy(loss: LossReading, last: str) -> Mismatch | None:
         )
         lost = "no answer can be ruled out" if last != "tanh" else "no answer can be sure"
         text = f"{loss.kind} is given the outputs of {last}: {lost}"
-        return Mismatch("warning", loss.low, _RANGES[last][0], text, (cause,))
+        # Exact zeros are what a relu leaves; products of its outputs hardly ever are.
+        severity: Severity = "error" if last in ("relu", "relu6") and loss.low == 0 else "warning"
+        return Mismatch(severity, loss.low, _RANGES[last][0], text, (cause,))
     return None
 
 

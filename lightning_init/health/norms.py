@@ -27,6 +27,8 @@ def norm_values(
     small: Factor = 100.0,
     shift: Factor = 2.0,
     far: Factor = 5.0,
+    all_large: Factor = 20.0,
+    all_small: Factor = 20.0,
 ) -> Iterator[Finding]:
     """Norm layers whose gamma is not about 1 or whose beta is not about 0 before training.
 
@@ -41,6 +43,9 @@ def norm_values(
         small: Rms of gamma below the inverse of which it is a warning, unless it is 0.
         shift: Rms of beta above which it is a warning.
         far: Rms of beta above which it is an error: a normalized signal never comes back to 0.
+        all_large: Rms above which it is an error if that of every norm layer, two or more, is.
+        all_small: Rms below the inverse of which it is an error if that of every norm layer is, and
+            none is 0.
     """
     for reading in readings.steps[:1]:
         if reading.step != 0:
@@ -58,6 +63,9 @@ def norm_values(
                 continue
             if found_odd is not None:
                 odd.append((weight, found_odd))
+        everywhere = _everywhere(reading, all_large, all_small)
+        if everywhere is not None and all(one[1][0] != "error" for one in odd):
+            odd = everywhere
         if odd:
             yield _finding(odd)
         return
@@ -66,6 +74,29 @@ def norm_values(
 def _planned(weight: WeightReading) -> bool:
     """Whether a plan wrote zeros there and they are zeros."""
     return weight.expected_mean == 0 and weight.expected_std == 0 and weight.rms == 0
+
+
+def _everywhere(
+    reading: StepReading, large: float, small: float
+) -> list[tuple[WeightReading, Odd]] | None:
+    """All gammas of the model, if each is far off: one may be meant, all of them are not.
+
+    Drawn around 0 they are 1 + gamma, or drawn at random, which is another matter.
+    """
+    scales = [one for one in reading.weights if one.role == "norm_scale"]
+    if len(scales) < 2 or any(one.trained or not one.finite or _planned(one) for one in scales):
+        return None
+    for limit, beyond, word in (
+        (large, [one.mean > large for one in scales], "large"),
+        (1 / small, [0.5 * one.rms < one.mean < 1 / small for one in scales], "small"),
+    ):
+        if all(beyond):
+            odd = max if word == "large" else min
+            worst = odd(scales, key=lambda one: one.rms)
+            text = f"is {worst.mean:.3g} on average, and that of no norm layer is near 1"
+            found: Odd = ("error", worst.rms, limit, text)
+            return [(worst, found), *((one, found) for one in scales if one is not worst)]
+    return None
 
 
 def _cut_off(reading: StepReading) -> str:

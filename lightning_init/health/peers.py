@@ -6,11 +6,23 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from statistics import median
+from typing import NamedTuple
 
-from lightning_init.architecture.readings import Readings, WeightReading
+from lightning_init.architecture.readings import Readings, StepReading, WeightReading
 from lightning_init.health.findings import Cause, Finding, Severity, found
-from lightning_init.health.places import and_more, masked, matrices
+from lightning_init.health.places import and_more, masked, masked_once, matrices
 from lightning_init.health.registry import Factor, detector
+
+_FEW = 3  # peers, the weight among them, below which a median says nothing
+
+
+class Compared(NamedTuple):
+    """A weight beside the median of its peers, what they are called, and who they are."""
+
+    weight: WeightReading
+    ratio: float
+    peers: str
+    family: list[WeightReading]
 
 
 @detector(
@@ -26,8 +38,10 @@ def peer_scale(
 ) -> Iterator[Finding]:
     """A weight whose rms before the first step is not that of its peers over the depth.
 
-    Peers have the same shape and the same name but for numbers; a weight that a plan drew is
-    compared with its plan instead (`scheme_audit`), loaded weights and zeros are not compared.
+    Peers have the same shape and the same name but for one number (for all numbers, where fewer
+    than three do): the last layers of all branches are peers, the two layers of a branch are not.
+    A weight that a plan drew is compared with its plan instead (`scheme_audit`), loaded weights and
+    zeros are not compared.
 
     Args:
         readings: What was measured.
@@ -37,25 +51,15 @@ def peer_scale(
     for reading in readings.steps[:1]:
         if reading.step != 0:
             return
-        families: dict[tuple[str, tuple[int, ...]], list[WeightReading]] = defaultdict(list)
-        for weight in matrices(reading):
-            if weight.rms > 0 and not weight.trained and not math.isfinite(weight.expected_std):
-                families[masked(weight.name), weight.shape].append(weight)
-        odd = [
-            (weight, weight.rms / median(one.rms for one in family), family)
-            for family in families.values()
-            if len(family) >= 3
-            for weight in family
-        ]
-        odd = [one for one in odd if max(one[1], 1 / one[1]) > warn_ratio]
+        odd = [one for one in _compared(reading) if max(one.ratio, 1 / one.ratio) > warn_ratio]
         if not odd:
             return
-        weight, ratio, family = max(odd, key=lambda one: abs(math.log(one[1])))
+        weight, ratio, peers, family = max(odd, key=lambda one: abs(math.log(one.ratio)))
         factor = max(ratio, 1 / ratio)
         severity: Severity = "error" if factor > error_ratio else "warning"
         limit = error_ratio if severity == "error" else warn_ratio
         usual = median(one.rms for one in family)
-        names = [weight.name, *(one.name for one, _, _ in odd if one is not weight)]
+        names = [weight.name, *(one.weight.name for one in odd if one.weight is not weight)]
         cause = Cause(
             "init scale",
             f"it was drawn {factor:.3g} times too {'large' if ratio > 1 else 'small'}, or code "
@@ -66,8 +70,32 @@ def peer_scale(
         yield found(
             "peer_scale", severity, weight.name, 0, factor, limit,
             f"{and_more(names, 'tensor')} has rms {weight.rms:.3g}, x{ratio:.3g} the median "
-            f"{usual:.3g} of its {len(family)} peers {masked(weight.name)} (limit x{limit:g} "
+            f"{usual:.3g} of its {len(family)} peers {peers} (limit x{limit:g} "
             "either way)",
             [cause],
         )  # fmt: skip
         return
+
+
+def _compared(reading: StepReading) -> list[Compared]:
+    families: dict[tuple[str, tuple[int, ...]], list[WeightReading]] = defaultdict(list)
+    judged = [
+        weight
+        for weight in matrices(reading)
+        if weight.rms > 0 and not weight.trained and not math.isfinite(weight.expected_std)
+    ]
+    for weight in judged:
+        for pattern in {*masked_once(weight.name), masked(weight.name)}:
+            families[pattern, weight.shape].append(weight)
+    found = []
+    for weight in judged:
+        names = [n for n in masked_once(weight.name) if len(families[n, weight.shape]) >= _FEW]
+        ratios = []
+        for name in names or [masked(weight.name)]:
+            family = families[name, weight.shape]
+            if len(family) >= _FEW:
+                ratio = weight.rms / median(one.rms for one in family)
+                ratios.append(Compared(weight, ratio, name, family))
+        # It is odd only if it is so among all of its peers.
+        found += [min(ratios, key=lambda one: abs(math.log(one.ratio)))] if ratios else []
+    return found

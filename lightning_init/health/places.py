@@ -33,6 +33,18 @@ def masked(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
+def masked_once(name: str) -> list[str]:
+    """A name with one of its numbers masked, for each of them.
+
+    Example:
+        >>> masked_once("h.11.mlp.2.weight")
+        ['h.#.mlp.2.weight', 'h.11.mlp.#.weight']
+    """
+    return [
+        f"{name[: number.start()]}#{name[number.end() :]}" for number in re.finditer(r"\d+", name)
+    ]
+
+
 def matrices(reading: StepReading) -> list[WeightReading]:
     """The weights that multiply and that are trained: neither biases, tables nor norms."""
     return [

@@ -61,6 +61,7 @@ def initial_loss(
     note_high: Factor = 1.5,
     excess: Annotated[float, Range(0.0, 100.0)] = 1.0,
     order_of_magnitude: Factor = 10.0,
+    off_scale: Factor = 20.0,
 ) -> Iterator[Finding]:
     """A loss before the first step that is not about that of a model that knows nothing.
 
@@ -76,6 +77,7 @@ def initial_loss(
             a factor is soon reached.
         order_of_magnitude: Factor from which regression, whose outputs add their own variance, is
             a warning; its cube is an error.
+        off_scale: Factor from which regression is an error if the readings say why, as `high`.
     """
     for reading in readings.steps[:1]:
         if reading.step != 0:
@@ -89,10 +91,11 @@ def initial_loss(
             over = loss.value - loss.chance if loss.exact else math.inf
             upper = (high, note_high)
             if not loss.exact:
-                upper = (order_of_magnitude**3, order_of_magnitude)
+                upper = (off_scale, order_of_magnitude)
             if above > upper[1] and over > excess / 2:
                 # Deep nets with dropout start above chance, too, and learn.
-                upper = upper if not loss.exact or _explained(readings) else (far, note_high)
+                unexplained = (far, note_high) if loss.exact else (upper[1] ** 3, upper[1])
+                upper = upper if _explained(readings) else unexplained
                 error = above > upper[0] and over > excess
                 limit = upper[0] if error else upper[1]
                 yield _start(readings, "error" if error else "warning", loss, above, limit)

@@ -152,19 +152,21 @@ def frozen_layers(
     *,
     ratio: Share = 1e-4,
     share: Share = 0.01,
+    most: Share = 0.8,
 ) -> Iterator[Finding]:
     """Freshly drawn weights that training does not move, or the first ones hardly at all.
 
     Args:
         readings: What was measured.
         ratio: Update of a weight of the first layers over the median below which it is a warning.
-        share: Share of the fresh weights that must take no gradient for a warning; all of them
-            are an error.
+        share: Share of the fresh weights that must take no gradient for a warning.
+        most: Share of the fresh matrices from which it is an error, if nothing in the model was
+            loaded; all but the last one are, too, if there are three or more.
     """
-    yield from _not_trainable(readings, share) or _not_moved(readings, ratio)
+    yield from _not_trainable(readings, share, most) or _not_moved(readings, ratio)
 
 
-def _not_trainable(readings: Readings, limit: float) -> list[Finding]:
+def _not_trainable(readings: Readings, limit: float, most: float) -> list[Finding]:
     for reading in readings.steps[:1]:
         if any(weight.role.startswith("lora") for weight in reading.weights):
             return []  # adapters: the rest is frozen on purpose
@@ -183,8 +185,11 @@ def _not_trainable(readings: Readings, limit: float) -> list[Finding]:
             f"model.get_parameter({frozen[0].name!r}).requires_grad_(True), or load trained "
             "weights before the fit",
         )
-        everything = len(frozen) == len(fresh) and not readings.trained
-        severity: Severity = "error" if everything else "warning" if share > limit else "info"
+        # One hidden layer of random features is legal, a body of them is not meant.
+        left = len(fresh) - len(frozen)
+        nearly_all = left == 0 or (left <= max(1, (1 - most) * len(fresh)) and len(frozen) > 1)
+        error = nearly_all and share > 0.5 and not readings.trained
+        severity: Severity = "error" if error else "warning" if share > limit else "info"
         return [
             found(
                 "frozen_layers", severity, frozen[0].name, 0, share, limit,

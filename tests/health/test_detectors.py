@@ -311,6 +311,11 @@ def test_a_first_loss_that_the_readings_explain_is_an_error_sooner() -> None:
         known = of(losses=first.losses, weights=(large,))
         assert severity("initial_loss", known) == expected
         assert severity("initial_loss", of(losses=first.losses)) == (expected and "warning")
+    for value, expected in ((40.0 * IN, "warning"), (40.0 * OUT, "error")):
+        (first,) = loss(value, exact=False).steps
+        known = of(losses=first.losses, weights=(large,))
+        assert severity("initial_loss", known) == expected
+        assert severity("initial_loss", of(losses=first.losses)) == "warning"
 
 
 def test_when_the_first_loss_says_nothing() -> None:

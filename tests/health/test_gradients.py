@@ -51,6 +51,16 @@ def test_zero_gradients(
         assert ("missing" if math.isnan(values[1]) else "exactly 0") in found.message
 
 
+def test_what_was_loaded_may_be_cut_off_on_purpose() -> None:
+    nothing = (*(math.nan,) * 5, 1.0)
+    cut = at(grads(1, *nothing), grads(2, *nothing))
+    assert severity("zero_gradients", cut) == "error"
+    assert severity("zero_gradients", replace(cut, trained=True)) == "warning"
+    found = only("zero_gradients", cut)
+    assert found is not None
+    assert "frozen weights" in found.causes[:2]
+
+
 def test_zeros_must_follow_each_other() -> None:
     fine = (1.0,) * 6
     assert severity("zero_gradients", at(grads(1, *MOST), grads(2, *fine), grads(3, *MOST))) is None

@@ -204,6 +204,22 @@ def test_what_has_no_peers(facts: dict[str, Any]) -> None:
     assert severity("peer_scale", later) is None
 
 
+def test_the_last_layers_of_branches_are_peers_of_each_other() -> None:
+    def blocks(tail: float, odd: float = 1.0) -> Any:
+        sizes = [(i, j, 0.1 if j == 0 else tail) for i in range(6) for j in (0, 2)]
+        weights = [
+            weight(f"h.{i}.{j}.weight", std=size * (odd if (i, j) == (3, 2) else 1.0))
+            for i, j, size in sizes
+        ]
+        return at(step(weights=weights))
+
+    assert only("peer_scale", blocks(0.01)) is None  # scaled by 1/depth, say
+    found = only("peer_scale", blocks(0.01, 10.0))
+    assert found is not None
+    assert found.where == "h.3.2.weight"
+    assert "of its 6 peers h.#.2.weight" in found.message
+
+
 def test_a_stray_weight_explains_what_it_does() -> None:
     chain = [layer(str(i), group="Linear", rms=1.0 if i < 3 else 50.0) for i in range(6)]
     readings = at(step(layers=chain, weights=peers(100.0).steps[0].weights, inputs=[data()]))

@@ -89,13 +89,9 @@ def test_probabilities_as_targets(how: str) -> None:
 
 def test_what_has_another_chance_is_not_read() -> None:
     weight = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    assert watch(lambda: F.cross_entropy(X, Y, weight)) == []
-    assert watch(lambda: nn.CrossEntropyLoss(weight=weight)(X, Y)) == []
-    assert watch(lambda: F.nll_loss(X, Y, weight)) == []
+    assert watch(lambda: F.cross_entropy(X, X.softmax(1), weight)) == []
+    assert watch(lambda: F.cross_entropy(X, Y, 0 * weight)) == []
     assert watch(lambda: F.cross_entropy(X[:, :1], Y * 0)) == []
-    assert watch(lambda: F.binary_cross_entropy_with_logits(X, B, pos_weight=weight)) == []
-    assert watch(lambda: nn.BCEWithLogitsLoss(pos_weight=weight)(X, B)) == []
-    assert watch(lambda: F.binary_cross_entropy(X.sigmoid(), B, weight)) == []
     assert watch(lambda: F.poisson_nll_loss(X, B)) == []
     assert watch(lambda: F.cross_entropy(X[:0], Y[:0], reduction="sum")) == []
 
@@ -232,3 +228,32 @@ def test_ranges_and_spread_by_hand() -> None:
     assert reading.classes == 0
     reading = one(lambda: F.cross_entropy(X, HOLES))
     assert (reading.classes, reading.target_low, reading.target_high) == (4, 0.0, 3.0)
+
+
+WEIGHT = torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+@pytest.mark.parametrize("how", REDUCTIONS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, **k: F.cross_entropy(x, Y, WEIGHT, **k),
+        lambda x, **k: nn.CrossEntropyLoss(weight=WEIGHT, **k)(x, Y),
+        lambda x, **k: F.nll_loss(x.log_softmax(1), Y, weight=WEIGHT, **k),
+        lambda x, **k: F.binary_cross_entropy_with_logits(x, B, pos_weight=WEIGHT, **k),
+        lambda x, **k: nn.BCEWithLogitsLoss(WEIGHT, pos_weight=2 * WEIGHT, **k)(x, B),
+        lambda x, **k: F.binary_cross_entropy(x.sigmoid(), B, WEIGHT, **k),
+    ],
+)
+def test_chance_of_a_weighted_loss_is_what_zero_logits_cost(call: Any, how: str) -> None:
+    (reading,) = watch(lambda: call(torch.zeros_like(X), reduction=how))
+    assert reading.value == pytest.approx(reading.chance, rel=1e-5)
+    # The best constant, found by gradient descent, is no worse than what is said to be best.
+    constant = torch.zeros(X.shape[1], requires_grad=True)
+    optimizer = torch.optim.Adam([constant], 0.1)
+    for _ in range(400):
+        loss = call(constant.expand(X.shape), reduction="mean")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) == pytest.approx(reading.prior, rel=0.02, abs=0.02)

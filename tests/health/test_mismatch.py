@@ -50,6 +50,13 @@ UNIT = {"low": 0.01, "high": 0.99}
             CE,
             "relu",
             {"outputs": "nonnegative", "low": 0.0, "high": 4.0},
+            "error",
+            "output layer",
+        ),
+        (
+            CE,
+            "relu",
+            {"outputs": "nonnegative", "low": 0.01, "high": 4.0},
             "warning",
             "output layer",
         ),

@@ -86,3 +86,28 @@ def test_the_worst_is_named_and_the_others_counted() -> None:
     assert found.where == "norm.norm_scale"
     assert found.severity == "error"
     assert "(and 1 more tensor)" in found.message
+
+
+@pytest.mark.parametrize(
+    ("means", "severity"),
+    [
+        ((0.05 * IN, 0.05 * IN), "error"),
+        ((0.05 * IN, 0.05 * OUT), None),
+        ((0.005, 0.005), "error"),
+        ((0.005, 1.0), "warning"),
+        ((20 * OUT, 20 * OUT), "error"),
+        ((20 * OUT, 20 * IN), "warning"),
+        ((0.0, 0.0), None),  # 1 + gamma
+    ],
+)
+def test_all_norms_alike(means: tuple[float, ...], severity: str | None) -> None:
+    for trained in (False, True):
+        weights = tuple(norm("norm_scale", mean, trained=trained) for mean in means)
+        found = examine(Readings((StepReading(0, weights=weights),)), ("norm_values",))
+        assert (found[0].severity if found else None) == (None if trained else severity)
+
+
+def test_small_values_around_zero_are_one_plus_gamma() -> None:
+    weights = (norm("norm_scale", 0.001, 0.02), norm("norm_scale", -0.001, 0.02))
+    found = examine(Readings((StepReading(0, weights=weights),)), ("norm_values",))
+    assert [one.severity for one in found if one.severity == "error"] == []

@@ -194,6 +194,9 @@ def test_weights_that_no_optimizer_holds() -> None:
     [
         (0, {}, None),
         (1, {}, "warning"),
+        (2, {}, "warning"),
+        (3, {}, "error"),  # all but the last
+        (3, {"numel": 30}, "warning"),  # less than half of the weights
         (4, {}, "error"),
         (1, {"numel": 1}, "info"),
         (1, {"trained": True}, None),
