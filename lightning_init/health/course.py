@@ -89,9 +89,10 @@ def _blow_up(
     factor: float,
     how: str,
 ) -> Finding:
+    times = loss / best if best != 0 else math.inf
     return found(
-        "loss_blow_up", severity, "loss", step, loss / best, factor,
-        f"the loss is {loss:.4g}, above its start and chance, and {loss / best:.3g} times its "
+        "loss_blow_up", severity, "loss", step, times, factor,
+        f"the loss is {loss:.4g}, above its start and chance, and {times:.3g} times its "
         f"lowest value {best:.4g}, {how}",
         ranked(readings, _LEARNING_RATE, _INIT_SCALE, BAD_BATCH),
         "Bengio (2012), Practical recommendations for gradient-based training, section 3.1: the "
@@ -127,6 +128,8 @@ def loss_oscillates(
         losses = [loss for _, loss in window]
         changes = [later - earlier for earlier, later in pairwise(losses)]
         signs = [one * other < 0 for one, other in pairwise(changes)]
+        if not median(losses) > 0:
+            continue
         size = median(abs(change) for change in changes) / median(losses)
         over = [loss for loss in losses if loss > top]
         if size > swing and fmean(signs) >= turns and len(over) >= 3:

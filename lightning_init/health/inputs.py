@@ -35,6 +35,7 @@ def input_scale(
     small: Size = 0.02,
     shift: Factor = 5.0,
     spread: Factor = 1e3,
+    start: Factor = 20.0,
 ) -> Iterator[Finding]:
     """Data that are not normalized: their rms, mean / std, or the spread of their features.
 
@@ -45,10 +46,12 @@ def input_scale(
         note: Root mean square above which it is an info.
         large: Root mean square above which it is a warning.
         huge: Root mean square above which it is an error if the layer that takes it saturates
-            or is recurrent, or if the loss does not fall.
+            or is recurrent, if the loss does not fall, or if it started `start` times too high.
         small: Largest magnitude below which it is a warning.
         shift: Standard deviations that the mean may be away from 0 (if it is more than 1).
         spread: Largest over smallest standard deviation of a feature (if some are `large`).
+        start: First loss over the lowest of the next 20 steps from which the scale of the data was
+            most of it.
     """
     for reading in readings.steps[:1]:
         seen = [one for one in reading.inputs if one.finite and not one.normalized]
@@ -64,6 +67,7 @@ def input_scale(
                 one.role == "recurrent" and one.module == worst.name for one in reading.weights
             )
             severity: Severity = "warning" if worst.rms > large else "info"
+            flat = flat or _started_high(readings, start)
             if worst.rms > huge and (flat or falls(readings) is False):
                 severity = "error"
             limit = {"info": note, "warning": large, "error": huge}[severity]
@@ -89,6 +93,12 @@ def input_scale(
                 )
                 yield _finding(readings, "warning", [one], one, one.spread, spread, text)
                 return
+
+
+def _started_high(readings: Readings, times: float) -> bool:
+    first = readings.loss.get(0, math.nan)
+    later = [loss for step, loss in readings.loss.items() if 5 <= step <= 20 and loss > 0]
+    return bool(later) and first > times * min(later)
 
 
 def describe(one: InputReading) -> str:

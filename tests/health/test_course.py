@@ -226,3 +226,15 @@ def test_a_crash_is_one_finding() -> None:
     found = only("loss_crash", course(crash(math.nan), chance=2.3, lr=rates))
     assert found is not None
     assert f"it rose from 0.0001 to {rates[60]:.3g}" in found.likely_cause
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(
+    "losses",
+    [[1.0, 0.5, 0, 0, 0, 5, 5, 5, 5, 5], [0.0] * 40, [0.0] * 30 + [1.0] * 9, [1.0, 0.0] * 20],
+)
+def test_a_loss_of_exactly_zero(losses: list[float], exact: bool) -> None:
+    start = LossReading("cross-entropy over 10 classes", losses[0], 1.0, 1.0, exact)
+    readings = Readings((StepReading(0, losses=(start,)),), dict(enumerate(losses)))
+    names = [finding.detector for finding in examine(readings)]
+    assert ("loss_blow_up" in names) is (losses[-1] == 5)

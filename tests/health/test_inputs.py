@@ -107,3 +107,12 @@ def test_what_follows_is_one_finding_and_growth_does_not_follow() -> None:
     assert [one.detector for one in root.consequences] == ["dead_units"]
     growing = examine(at(step(inputs=[data(rms=90.0)], layers=chain)))
     assert [one.detector for one in growing] == ["forward_growth", "input_scale"]
+
+
+@pytest.mark.parametrize(
+    ("rms", "first", "expected"),
+    [(50 * OUT, 20 * OUT, "error"), (50 * OUT, 20 * IN, "warning"), (50 * IN, 100.0, "warning")],
+)
+def test_data_that_were_most_of_the_first_loss(rms: float, first: float, expected: str) -> None:
+    losses = [first, *[1.0] * 11]
+    assert severity("input_scale", at(step(inputs=[data(rms=rms)]), loss=losses)) == expected
