@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_init.architecture.arguments import unknown
 from lightning_init.health.findings import Finding
 from lightning_init.health.report import Report
+from lightning_init.health.words import finding as words
 
 Action = Callable[[pl.Trainer, pl.LightningModule, Report], object]
 OnUnhealthy = Literal["warn", "stop", "raise", "rescue"] | Action
@@ -52,8 +53,9 @@ def warn(findings: list[Finding]) -> None:
     """Say the first of the findings that are worth a warning, and how many more there are."""
     loud = [finding for finding in findings if finding.severity != "info"]
     if loud:
-        more = f"\n  and {len(loud) - 1} more in the report" if len(loud) > 1 else ""
-        rank_zero_warn(f"lightning_init: {loud[0]}{more}", category=UnhealthyWarning)
+        said = words(loud[0], None, "lightning_init:")
+        said += [f"    and {len(loud) - 1} more in the report"] if len(loud) > 1 else []
+        rank_zero_warn("\n".join(said), category=UnhealthyWarning)
 
 
 def stop(trainer: pl.Trainer, verbose: bool) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning_init.strategies.spec import InitSpec
@@ -43,6 +45,37 @@ def check_count(name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"`{name} >= 0` must hold, but got {name}={value!r}")
     return value
+
+
+# What a run that starts again does not take over from the one before: it has its own.
+_OWN = ("self", "strategy", "params", "overrides", "on_unhealthy", "ladder")
+
+
+def changed(kind: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that are not the default, as plain data for a file, but for those of the spec.
+
+    Args:
+        kind: What is called.
+        given: Its arguments by name.
+
+    Example:
+        >>> changed(lambda scope="all", loss_steps=9: None, {"scope": "all", "loss_steps": 3})
+        {'loss_steps': 3}
+    """
+    defaults = inspect.signature(kind).parameters
+    return {
+        name: _plain(value)
+        for name, value in given.items()
+        if name in defaults and name not in _OWN and value != defaults[name].default
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple, set)) else value
 
 
 def overlap(one: str | list[str], two: str | list[str]) -> bool:

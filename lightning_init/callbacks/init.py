@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_init.architecture.provenance import record_of
 from lightning_init.callbacks.actions import OnUnhealthy, check_action
-from lightning_init.callbacks.arguments import check_count, overlap, spec_of
+from lightning_init.callbacks.arguments import changed, check_count, overlap, spec_of
 from lightning_init.callbacks.display import render
 from lightning_init.callbacks.forward import training_forward
 from lightning_init.callbacks.logs import save_weights, write_json
@@ -88,6 +88,7 @@ class InitCallback(Callback):
         detectors: Rules | None = None,
         profile: Profile = "default",
     ) -> None:
+        self._given = changed(InitCallback, locals())
         self.spec = spec_of(strategy, params, overrides, seed)
         self.strategy: StrategyLike = strategy if self.spec is None else self.spec
         self.seed = seed if self.spec is None else self.spec.seed
@@ -268,8 +269,8 @@ class InitCallback(Callback):
             return
         tried = [placed.strategy, *(InitSpec.from_dict(a.spec) for a in report.attempts if a.spec)]
         left = rungs(self.ladder, tried, placed.plan)
-        given = {"seed": self.seed, "scope": None if self.scope == "untrained" else self.scope}
-        self._say(restart(trainer, left, given))
+        causes = report.errors[0].causes if report.errors else ()
+        self._say(restart(trainer, left, {**self._given, "seed": self.seed}, causes))
 
     def _announce(self, report: Report | None) -> None:
         """One table: what was drawn, where and why, beside what it does; then the verdict."""

@@ -54,7 +54,10 @@ class Record:
             return
         try:
             forward = training_forward(module, batch)
-            self._first = audit(module, forward, plan=plan, detectors=[]).readings
+            found = audit(module, forward, plan=plan, detectors=[])
+            self._first = found.readings
+            for what in found.blind:
+                self.miss(what)
         except Exception as error:
             self.miss(f"first batch: the audit could not run ({error})")
         self.steps = self._first.steps

@@ -16,13 +16,25 @@ from lightning_init.strategies.spec import InitSpec
 FILE = "rescue.yaml"
 
 
-def restart(trainer: pl.Trainer, left: Sequence[InitSpec], arguments: Mapping[str, Any]) -> str:
+# Causes that another initialization mends.
+_OF_INIT = frozenset(
+    ("init scale", "symmetry", "bias", "depth", "output layer", "attention scale", "tied weights")
+)
+
+
+def restart(
+    trainer: pl.Trainer,
+    left: Sequence[InitSpec],
+    arguments: Mapping[str, Any],
+    causes: Sequence[str] = (),
+) -> str:
     """Write the next initialization into the run's folder; all processes call this.
 
     Args:
         trainer: Knows the folder.
         left: What has not been tried, the next first.
         arguments: Other arguments of the InitCallback; those that are None are left out.
+        causes: Names of the likely causes, the likeliest first.
 
     Returns:
         What to type: the command of this run with one more `--config`, or a line of Python.
@@ -31,6 +43,8 @@ def restart(trainer: pl.Trainer, left: Sequence[InitSpec], arguments: Mapping[st
     if not left:
         return "nothing is left on the ladder: the initialization alone is not to blame"
     head = f"to start again with {left[0]}:\n  "
+    if causes and causes[0] not in _OF_INIT:
+        head = f"the likeliest cause is {causes[0]}, which no initialization mends; {head}"
     if folder is None:
         return f'{head}InitCallback(InitSpec.from_dict({left[0].to_dict()}), on_unhealthy="rescue")'
     path = folder / FILE

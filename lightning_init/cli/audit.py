@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,11 +63,21 @@ def _out(job: Job) -> list[Path]:
     if path.suffix.lower() in (".json", ".html", ".htm"):
         if not path.parent.is_dir():
             raise ConfigError(f"--out: there is no folder {path.parent}")
-        return [path]
+        return _writable([path])
     if path.suffix or path.is_file():
         raise ConfigError(f"--out must end in .json or .html, or name a folder, but got {text!r}")
-    path.mkdir(parents=True, exist_ok=True)
-    return [path / "audit.json", path / "audit.html"]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: the folder {path} cannot be made ({error.strerror})") from error
+    return _writable([path / "audit.json", path / "audit.html"])
+
+
+def _writable(paths: list[Path]) -> list[Path]:
+    for path in paths:
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ConfigError(f"--out: {path} cannot be written: no permission")
+    return paths
 
 
 def _audited(job: Job, name: str, spec: InitSpec) -> Report:

@@ -23,6 +23,11 @@ from lightning_init.health.places import MATRICES
 from lightning_init.health.registry import Profile, Rules, examine, rules
 from lightning_init.health.report import Report
 
+_REENTRANT = (
+    "gradients at the start: the model recomputes activations with use_reentrant=True, which "
+    "forbids reading them beside a training step; with use_reentrant=False they are read"
+)
+
 
 def audit(
     model: nn.Module,
@@ -70,10 +75,16 @@ def audit(
                 except Exception as error:
                     failure = error
             grads: dict[int, Tensor] = {}
+            blind: tuple[str, ...] = ()
             readings = {}
             if isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point():
                 readings[0] = float(loss.detach())
-                grads = _gradients(model, loss)
+                try:
+                    grads = _gradients(model, loss)
+                except RuntimeError as error:
+                    if "use_reentrant" not in str(error):
+                        raise
+                    blind = (_REENTRANT,)
             samples = probe.samples
             reading = probe.step(0, grads=grads, losses=tuple(losses.readings))
         # A loss may refuse NaN: then what brought it about is the finding.
@@ -93,7 +104,7 @@ def audit(
         bad_batches=() if all(given.finite for given in reading.inputs) else (0,),
         rows=losses.rows,
     )
-    return Report(examine(seen, used), seen)
+    return Report(examine(seen, used), seen, blind)
 
 
 def _with_provenance(

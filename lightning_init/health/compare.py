@@ -38,12 +38,13 @@ class Comparison:
         return {name: report.to_dict() for name, report in self.reports.items()}
 
     def save(self, path: str | Path) -> None:
-        """Write all of it: as a page with overlaid plots if the name ends in `.html`, else as JSON.
+        """Write all of it: a page with overlaid plots if the name ends in `.html`, data if in `.json`.
 
         Args:
             path: The file; its folder must exist.
 
         Raises:
+            ValueError: If the name ends in anything else.
             FileNotFoundError: If the folder does not exist.
             ImportError: If a page is asked for and plotly is not installed.
         """

@@ -7,7 +7,7 @@ cause in words. `evidence.py` ranks them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 from lightning_init.architecture.readings import LayerReading, Readings, WeightReading
@@ -80,11 +80,11 @@ def _init_scale(readings: Readings) -> Iterator[Suspicion]:
                 weight, size = max(odd, key=lambda one: abs(math.log(one[1])))
                 text = (
                     f"{and_more([weight.name, *[one.name for one, _ in odd if one is not weight]], 'tensor')} "
-                    f"has std {weight.rms:.3g}, {size:.3g}/sqrt(fan_in): too {word}"
+                    f"{_has(odd)} std {weight.rms:.3g}, {size:.3g}/sqrt(fan_in): too {word}"
                 )
                 remedy = (
                     f"scale by 1/sqrt(fan_in), here std {1 / math.sqrt(weight.fan_in):.2g}: "
-                    'InitCallback("auto") or InitCallback("kaiming_normal")'
+                    'InitCallback("kaiming_normal"), "xavier_normal" for tanh'
                 )
                 middle = median(size for _, size in odd)
                 strength = abs(math.log(middle / (_LARGE if word == "large" else _SMALL)))
@@ -101,7 +101,7 @@ def _symmetry(readings: Readings) -> Iterator[Suspicion]:
         if same:
             value = f"all {same[0].mean:.3g}" if same[0].std == 0 else "the same in each unit"
             text = f"the weights of {and_more([w.name for w in same], 'tensor')} are {value}"
-            remedy = 'draw them: InitCallback("auto"), InitCallback("kaiming_normal")'
+            remedy = 'draw them: InitCallback("kaiming_normal"), "xavier_normal" for tanh'
             yield _CERTAIN, Cause("symmetry", text, remedy)
 
 
@@ -117,8 +117,12 @@ def _bias(readings: Readings) -> Iterator[Suspicion]:
         if odd:
             worst = max(odd, key=lambda one: one.rms)
             names = [worst.name, *(one.name for one in odd if one is not worst)]
-            text = f"{and_more(names, 'tensor')} has mean {worst.mean:.3g} and rms {worst.rms:.3g}"
-            remedy = f'biases start at 0: overrides={{"{worst.name}": "zeros"}}'
+            text = (
+                f"{and_more(names, 'tensor')} {_has(odd)} mean {worst.mean:.3g} and rms "
+                f"{worst.rms:.3g}"
+            )
+            which = worst.name if len(odd) == 1 else "role:bias"
+            remedy = f'biases start at 0: overrides={{"{which}": "zeros"}}'
             yield 2.0 + math.log(worst.rms), Cause("bias", text, remedy)
 
 
@@ -133,6 +137,10 @@ def _activation(readings: Readings) -> Iterator[Suspicion]:
             )
             remedy = "smaller weights before it, a norm layer, or relu / gelu with kaiming_normal"
             yield math.log(_saturated(worst) / 0.25), Cause("activation", text, remedy)
+
+
+def _has(several: Sequence[object]) -> str:
+    return "has" if len(several) == 1 else "have"
 
 
 def _saturated(layer: LayerReading) -> float:

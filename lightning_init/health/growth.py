@@ -97,7 +97,7 @@ def _faint_finding(readings: Readings, chain: list[tuple[str, float]], limit: fl
     usual = Cause(
         "init scale",
         f"weights {factor:.2g}/sqrt(fan_in), too small",
-        'scale by 1/sqrt(fan_in): InitCallback("auto"), InitCallback("kaiming_normal")',
+        'scale by 1/sqrt(fan_in): InitCallback("kaiming_normal"), "xavier_normal" for tanh',
     )
     finding = found(
         "forward_growth", "error", first, 0, factor, limit,
@@ -128,9 +128,9 @@ def _growth_finding(
             Cause(
                 "init scale",
                 "weights too large for the activation (gain above what keeps the variance)",
-                'scale weights by 1/sqrt(fan_in): InitCallback("auto") or '
-                'InitCallback("kaiming_normal"); params={"scale": 0.1} keeps the scheme and makes '
-                f"it smaller; {_SEARCH}",
+                'scale weights by 1/sqrt(fan_in): InitCallback("kaiming_normal"); '
+                'params={"scale": 0.1} keeps a scheme that you named and makes it smaller; '
+                f"{_SEARCH}",
             ),
             Cause(
                 "architecture",
@@ -187,7 +187,7 @@ def _jump_finding(
     explains=(
         *("zero_gradients", "frozen_layers", "uneven_gradients", "update_ratio"),
         *("loss_blow_up", "loss_oscillates", "loss_flat", "loss_crash", "non_finite"),
-        *("worse_than_shallow", "saturated_units"),
+        *("worse_than_shallow", "saturated_units", "collapsed_samples"),
     ),
 )
 def backward_growth(
@@ -258,8 +258,13 @@ def _backward_causes(
     bounded = [one.after for one in reading.layers if one.after and one.after.saturated >= 0]
     text = "weights too small, or saturated tanh or sigmoid units"
     if bounded:
-        share = max(one.saturated for one in bounded)
-        text = f"weights too small for {bounded[0].function}, of which up to {share:.0%} saturates"
+        worst = max(bounded, key=lambda one: one.saturated)
+        flat = f"up to {worst.saturated:.0%} of its outputs are where it is flat"
+        text = f"weights too small for {worst.function}"
+        if worst.saturated > 0.5:
+            text = f"weights too large for {worst.function}: {flat}"
+        elif worst.saturated >= 0.05:
+            text += f", or too large: {flat}"
     return [
         Cause(
             "init scale",

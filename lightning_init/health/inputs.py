@@ -71,7 +71,7 @@ def input_scale(
             if worst.rms > huge and (flat or falls(readings) is False):
                 severity = "error"
             limit = {"info": note, "warning": large, "error": huge}[severity]
-            text = f"{describe(worst)} (rms {worst.rms:.3g}, limit {limit:g})"
+            text = f"{describe(worst)}: rms {worst.rms:.3g} (limit {limit:g})"
             if layer is not None and math.isfinite(layer.rms):
                 text += f"; the first outputs have rms {layer.rms:.3g} instead of about 1"
             yield _finding(readings, severity, odd, worst, worst.rms, limit, text)

@@ -29,7 +29,7 @@ def _learning_rate(readings: Readings) -> Iterator[Suspicion]:
     moves = f"step {step} moves the outputs of {name} by {length:.2g} times its inputs"
     speaks = {
         moves: length / _LENGTH,
-        f"step {far} moves the weights by {ratio:.2g} of their size": ratio / _RATIO,
+        f"step {far} moves the weights by {ratio:.2g} times their size": ratio / _RATIO,
         f"the loss rises x{jump:.2g} by step {jumped}, right after the first updates": jump / _JUMP,
     }
     text, factor = max(speaks.items(), key=lambda item: item[1])

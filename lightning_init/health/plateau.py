@@ -96,7 +96,7 @@ def _flat(
     slow = ratios and median(ratios.values()) < 1e-4
     rate = Cause(
         "learning rate",
-        f"steps move the weights by {median(ratios.values()):.2g} of their size: too low"
+        f"steps move the weights by {median(ratios.values()):.2g} times their size: too low"
         if slow
         else "too low, or so high that nothing is kept",
         "a 10 times larger learning rate; then a 10 times smaller one",

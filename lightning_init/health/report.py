@@ -67,12 +67,14 @@ class Report:
 
     def _seen(self) -> str:
         steps = [reading.step for reading in self.readings.steps]
+        losses = [loss for _, loss in sorted(self.readings.loss.items())]
+        count = len(self.layers)
+        text = f"{count} layer{'s' * (count != 1)} read"
+        if len(losses) > 1:
+            course = f"loss {losses[0]:.4g} -> {losses[-1]:.4g} in {len(losses)} steps"
+            return f"{text}, {course}" if steps else course
         if not steps:
             return "nothing was measured"
-        losses = [loss for _, loss in sorted(self.readings.loss.items())]
-        text = f"{len(self.layers)} layers read"
-        if len(losses) > 1:
-            return f"{text}, loss {losses[0]:.4g} -> {losses[-1]:.4g} in {len(losses)} steps"
         for loss in self.readings.steps[0].losses[:1]:
             text += f", {loss.kind} {loss.value:.4g} (chance {loss.chance:.4g})"
         return text
@@ -90,12 +92,13 @@ class Report:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the report: as a page with the plots if the name ends in `.html`, else as JSON.
+        """Write the report: a page with the plots if the name ends in `.html`, data if in `.json`.
 
         Args:
             path: The file; its folder must exist.
 
         Raises:
+            ValueError: If the name ends in anything else.
             FileNotFoundError: If the folder does not exist.
             ImportError: If a page is asked for and plotly is not installed.
         """
@@ -135,15 +138,17 @@ class Report:
 
 
 def write(path: str | Path, reports: Mapping[str, Report], data: Mapping[str, Any]) -> None:
-    """Write reports by name as a page if the file's name ends in `.html`, else their data as JSON.
+    """Write reports by name as a page if the file's name ends in `.html`, their data if in `.json`.
 
     Args:
         path: The file; its folder must exist.
         reports: What the page shows.
         data: What the JSON holds.
     """
-    is_page = Path(path).suffix.lower() in (".html", ".htm")
-    text = page(reports) if is_page else json.dumps(data, indent=1)
+    kind = Path(path).suffix.lower()
+    if kind not in (".json", ".html", ".htm"):
+        raise ValueError(f"a report's name must end in .json or .html, but got {str(path)!r}")
+    text = json.dumps(data, indent=1) if kind == ".json" else page(reports)
     Path(path).write_text(text, encoding="utf-8")
 
 

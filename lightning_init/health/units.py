@@ -25,7 +25,7 @@ Count = Annotated[int, Range(1, 1_000_000)]
 _SYMMETRY = Cause(
     "symmetry",
     "a constant initialization: each unit starts and learns as its neighbour",
-    'draw the weights at random: InitCallback("auto"), InitCallback("kaiming_normal")',
+    'draw the weights at random: InitCallback("kaiming_normal"), "xavier_normal" for tanh',
 )
 _BOOK = "Goodfellow et al. (2016), Deep Learning, section 8.4"
 _LOSS = ("loss_blow_up", "loss_oscillates", "loss_flat", "loss_crash", "worse_than_shallow")

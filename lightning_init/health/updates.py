@@ -67,11 +67,12 @@ def update_ratio(
         harm = _harm(readings, large[0], jump)
         error = ratios[top] >= high or len(often) >= 3 or bool(harm)
         limit = high if ratios[top] >= high else repeated if len(often) >= 3 else note
-        more = f" (and at {len(large) - 1} more sampled steps)" if len(large) > 1 else ""
+        count = len(large) - 1
+        more = f" (and at {count} more sampled step{'s' * (count > 1)})" if count else ""
         yield found(
             "update_ratio", "error" if error else "warning", "weights", large[0],
             ratios[top], limit,
-            f"step {top} moves the weights by {ratios[top]:.2g} of their own size, median over the "
+            f"step {top} moves the weights by {ratios[top]:.2g} times their own size, median over the "
             f"matrices{more} (limit {limit:g}){harm}",
             ranked(readings, _too_high(readings, top, ratios[top]), _INIT_SCALE, _NO_CLIPPING),
             _REFERENCE,
@@ -83,7 +84,7 @@ def update_ratio(
         step = small[0]
         yield found(
             "update_ratio", "warning", "weights", step, ratios[step], low,
-            f"step {step} moves the weights by {ratios[step]:.2g} of their own size, median over "
+            f"step {step} moves the weights by {ratios[step]:.2g} times their own size, median over "
             f"the matrices (limit {low:g}): nothing will change",
             ranked(readings, *_too_small(readings, step), without=("data scale",)), _REFERENCE,
         )  # fmt: skip

@@ -17,16 +17,16 @@ from lightning_init.health.layers import WIDTH, number
 
 _TEXTBOOK = (
     "* beyond a textbook limit (std 0.1 to 5, |max| 1000, gradient 1e-5): most healthy networks "
-    "are somewhere, so no verdict rests on it"
+    "break one somewhere, so no verdict rests on it"
 )
 
 
-def finding(one: Finding, index: int, report: str = "") -> list[str]:
+def finding(one: Finding, index: int | None, report: str = "") -> list[str]:
     r"""A finding in lines: what, where, its causes each with its fix, what it explains.
 
     Args:
         one: The finding.
-        index: Its number in the report, from 1.
+        index: Its number in the report, from 1; None if it stands alone.
         report: The report's name, where there are several.
 
     Example:
@@ -37,7 +37,8 @@ def finding(one: Finding, index: int, report: str = "") -> list[str]:
             fix: a smaller lr
     """
     drawn = f" ({one.scheme})" if one.scheme else ""
-    head = f"[{index}] {one.severity.upper()} {one.detector} at {one.where}{drawn}, step {one.step}"
+    mark = "" if index is None else f"[{index}] "
+    head = f"{mark}{one.severity.upper()} {one.detector} at {one.where}{drawn}, step {one.step}"
     head = f"{report} {head}".strip()
     found = wrapped(f"{head}: {one.message}", "", "    ")
     causes = list(reasons(one))
@@ -100,8 +101,10 @@ def notes(reading: StepReading, table: str) -> list[str]:
 
 def input_note(given: InputReading) -> str:
     """What a first layer takes, in one line."""
+    if not given.finite:
+        return f"input of {given.name}: holds NaN or infinity"
     text = f"input of {given.name}: mean {number(given.mean)}, std {number(given.std)}"
-    text += f", |max| {number(given.absmax)}" if given.finite else ", not all numbers"
+    text += f", |max| {number(given.absmax)}"
     if given.spread > 10:
         text += f", stds of its features x{number(given.spread)} apart"
     return text

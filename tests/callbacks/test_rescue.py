@@ -270,6 +270,42 @@ def test_after_the_first_step_it_stops_and_says_how_to_go_on(said: list[str]) ->
     nets.fit(Digits(mlp()), again)
 
 
+def test_the_next_run_watches_as_this_one_did(said: list[str]) -> None:
+    callback = InitCallback(
+        "orthogonal", on_unhealthy="rescue", ladder=["lecun_normal"], monitor_steps=30,
+        max_rescues=1, scope=["net.*"], detectors={"non_finite": {"patience": 3}, "dead_units": {}},
+    )  # fmt: skip
+    with pytest.warns(UnhealthyWarning, match="non_finite"):
+        nets.fit(Explodes(mlp()), callback, logger=CSVLogger("logs", name="run"), max_steps=40)
+    (one,) = yaml.safe_load(Path("logs/run/version_0/rescue.yaml").read_text())["trainer"][
+        "callbacks+"
+    ]
+    given = one["init_args"]
+    assert (given["monitor_steps"], given["max_rescues"]) == (30, 1)
+    assert given["scope"] == ["net.*"]
+    assert given["detectors"] == {"non_finite": {"patience": 3}, "dead_units": {}}
+    assert "loss_steps" not in given  # which had its default
+
+
+class TooFast(Digits):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1e3)
+
+
+def test_it_says_when_the_initialization_is_not_to_blame(said: list[str]) -> None:
+    callback = InitCallback("kaiming_normal", seed=3, on_unhealthy="rescue")
+    with pytest.warns(UnhealthyWarning) as caught:
+        nets.fit(TooFast(mlp()), callback, max_steps=40)
+    (text,) = [text for text in said if "to start again" in text]
+    assert text.startswith(
+        "lightning_init: the likeliest cause is learning rate, which no initialization mends; to "
+    )
+    (lines,) = (str(w.message).splitlines() for w in caught if w.category is UnhealthyWarning)
+    assert lines[0].startswith("lightning_init: ERROR ")
+    assert max(map(len, lines)) <= 80
+    assert "    - learning rate:" in "\n".join(lines)
+
+
 def test_without_a_folder_the_line_of_python_is_whole(said: list[str]) -> None:
     callback = InitCallback(
         "keep", on_unhealthy="rescue", ladder=[InitSpec("normal", {"std": 0.1})]

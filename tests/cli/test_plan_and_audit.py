@@ -1,6 +1,7 @@
 """`plan` shows and changes nothing; `audit` finds the deep net broken and `auto` sound."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,17 @@ def test_audit_of_a_file(capsys, tmp_path):
 def test_plan_and_audit_take_overrides_of_the_configuration(capsys):
     shallow = said(capsys, "audit", "--config", CONFIG, "--model.init_args.depth=2")
     assert "healthy: 2 layers read" in shallow
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    nowhere = tmp_path / "file" / "folder"
+    assert main(["audit", "--config", CONFIG, DEPTH, "--out", str(nowhere)]) == 2
+    assert "--out: the folder" in capsys.readouterr().err
+    allowed = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK and allowed(path, mode))
+    assert main(["audit", "--config", CONFIG, DEPTH, "--out", str(tmp_path / "a.html")]) == 2
+    assert "no permission" in capsys.readouterr().err
+    assert not (tmp_path / "a.html").exists()

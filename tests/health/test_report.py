@@ -70,7 +70,9 @@ def test_verdict_and_worst() -> None:
     assert "and 1 more finding" in both.verdict()
     assert "and 2 more findings" in Report((one, two, two), Readings()).verdict()
     calm = Report((finding("info"),), Readings((StepReading(0, (layer(),)),), {0: 2.5, 1: 1.25}))
-    assert calm.verdict() == "healthy: 1 layers read, loss 2.5 -> 1.25 in 2 steps"
+    assert calm.verdict() == "healthy: 1 layer read, loss 2.5 -> 1.25 in 2 steps"
+    only = Report((), Readings((), {0: 2.5, 1: 1.25}))  # nothing was read but the losses
+    assert only.verdict() == "healthy: loss 2.5 -> 1.25 in 2 steps"
 
 
 def test_not_a_number_becomes_null(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_too_large(ratio: float, loss: dict[int, float], severity: str | None) -
     if found is not None:
         assert found.causes[0] == "learning rate"
         assert found.value == pytest.approx(ratio)
-        assert f"by {ratio:.2g} of their own size" in found.message
+        assert f"by {ratio:.2g} times their own size" in found.message
         assert f"step 1 moves the weights by {ratio:.2g}" in found.likely_cause
         assert "10 times smaller learning rate" in found.remedy
         assert "it is 0.5" in found.remedy
