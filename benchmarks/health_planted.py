@@ -123,7 +123,7 @@ def report(cache: Path, verbose: bool = False, only: str = "") -> str:
     for row in all_rows:
         lost, *rest = row.cells()
         hurts = "yes" if row.hurts else "no"
-        lines.append(" | ".join(["|", row.host, row.fault.name, lost, hurts, *rest, "|"])[2:])
+        lines.append(f"| {' | '.join((row.host, row.fault.name, lost, hurts, *rest))} |")
     if verbose:
         for row in hurting:
             if not (row.flagged("error") and row.named):
