@@ -146,6 +146,7 @@ class LossReading:
         target_low: Smallest target.
         target_high: Largest target.
         spread: Standard deviation of the outputs over the samples, mean over outputs.
+        varies: Whether weights of the answers make chance another one for every batch.
     """
 
     kind: str
@@ -160,6 +161,7 @@ class LossReading:
     target_low: float = math.nan
     target_high: float = math.nan
     spread: float = math.nan
+    varies: bool = False
 
 
 @dataclass(frozen=True, slots=True)

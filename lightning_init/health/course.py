@@ -62,7 +62,8 @@ def loss_blow_up(
         steps: So many steps in a row are an error, one is a warning.
     """
     top = ceiling(readings)
-    exact = any(loss.exact for reading in readings.steps[:1] for loss in reading.losses)
+    losses = [loss for reading in readings.steps[:1] for loss in reading.losses]
+    exact = any(loss.exact for loss in losses) and not any(loss.varies for loss in losses)
     best, run, warned = math.inf, 0, None
     for step, loss in sorted(readings.loss.items()):
         if not math.isfinite(loss):

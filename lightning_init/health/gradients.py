@@ -61,7 +61,9 @@ def zero_gradients(
             "zero_gradients", severity, names[0], reading.step, 0.0, 0.0,
             f"the gradient of {and_more(names, 'tensor')} is {what} at {steps} steps that were "
             f"read ({len(names)} of {len(used)} matrices)",
-            ranked(readings, *_zero_causes(reading, exact or zero, bool(exact))),
+            _zero_causes(reading, zero, exact=False)
+            if not exact  # nothing but a cut takes a gradient away
+            else ranked(readings, *_zero_causes(reading, exact, exact=True)),
         )  # fmt: skip
         return
 

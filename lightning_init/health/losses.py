@@ -89,6 +89,7 @@ class LossWatch(TorchFunctionMode):
             chance, prior = _constant(func, values, kwargs)
             return LossReading(_ERRORS[func], per_element, chance, prior, exact=False, **found)
         chance, prior = _yes_or_no(values, weight, kwargs.get("pos_weight"))
+        found["varies"] = weight is not None or kwargs.get("pos_weight") is not None
         kind = "binary cross-entropy"
         kind += " with logits" if func is F.binary_cross_entropy_with_logits else ""
         return LossReading(kind, per_element, chance, prior, True, **found)

@@ -104,6 +104,12 @@ def test_files_and_records_are_those_of_the_attempt_that_was_kept() -> None:
     assert all(record.written[name] for name in start.weights)
 
 
+def test_the_table_is_headed_by_the_attempt_that_was_kept(said: list[str]) -> None:
+    rescued(Digits(sick(12)), TINY, ladder=["orthogonal"])
+    (table,) = [text for text in said if "tensors drawn" in text]
+    assert table.startswith("lightning_init: orthogonal, seed 3")
+
+
 def test_a_healthy_model_is_left_alone() -> None:
     callback, start = rescued(Digits(mlp()), "kaiming_normal")
     assert callback.report is not None

@@ -238,3 +238,11 @@ def test_a_loss_of_exactly_zero(losses: list[float], exact: bool) -> None:
     readings = Readings((StepReading(0, losses=(start,)),), dict(enumerate(losses)))
     names = [finding.detector for finding in examine(readings)]
     assert ("loss_blow_up" in names) is (losses[-1] == 5)
+
+
+def test_a_chance_that_every_batch_has_anew_is_no_ceiling() -> None:
+    for varies, expected in ((False, ["loss_blow_up"]), (True, [])):
+        start = LossReading("binary cross-entropy with logits", 1.0, 1.0, 0.5, True, varies=varies)
+        losses = dict(enumerate([1.0, 0.9, *[1.6] * 5]))
+        found = examine(Readings((StepReading(0, losses=(start,)),), losses), ("loss_blow_up",))
+        assert [one.detector for one in found] == expected

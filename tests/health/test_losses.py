@@ -248,6 +248,7 @@ WEIGHT = torch.tensor([1.0, 2.0, 3.0, 4.0])
 def test_chance_of_a_weighted_loss_is_what_zero_logits_cost(call: Any, how: str) -> None:
     (reading,) = watch(lambda: call(torch.zeros_like(X), reduction=how))
     assert reading.value == pytest.approx(reading.chance, rel=1e-5)
+    assert reading.varies is reading.kind.startswith("binary")
     # The best constant, found by gradient descent, is no worse than what is said to be best.
     constant = torch.zeros(X.shape[1], requires_grad=True)
     optimizer = torch.optim.Adam([constant], 0.1)
