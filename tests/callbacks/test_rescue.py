@@ -158,6 +158,22 @@ def test_under_auto_what_the_model_made_itself_stays() -> None:
     assert not torch.equal(start.weights["net.8.weight"], before)
 
 
+def test_a_rescue_that_may_draw_no_matrix_says_so() -> None:
+    net = mlp()
+    with torch.no_grad():
+        for layer in net[::2]:
+            layer.weight.normal_(0, 1)
+    callback = InitCallback("auto", seed=3, on_unhealthy="rescue", ladder=["kaiming_normal"])
+    with pytest.raises(UnhealthyError):
+        nets.fit(Digits(net), callback)
+    assert "no matrix is free to be drawn" in names(callback)[1]
+    assert "InitCallback('kaiming_normal') draws what it made itself" in names(callback)[1]
+    healed = InitCallback("kaiming_normal", seed=3, on_unhealthy="rescue")
+    nets.fit(Digits(net), healed)
+    assert healed.report is not None
+    assert healed.report.errors == ()
+
+
 def test_what_a_rung_keeps_is_as_it_was_built() -> None:
     net = nn.Sequential(nn.Embedding(17, 8), nn.Flatten(), *sick(8)[:])
     net[2] = nn.Linear(64 * 8, 32)
