@@ -189,7 +189,7 @@ class Probe:
             weights,
             losses,
             tuple(
-                seen.of(name, numbers, name in heard.normalized)
+                seen.of(name, numbers, name in heard.normalized and self._only_normed(name))
                 for name, seen in heard.inputs.items()
             ),
             tuple(
@@ -247,6 +247,12 @@ class Probe:
         if simple or place.kind == "Conv1D":
             return f"{place.name}.weight".lstrip(".")
         return ""
+
+    def _only_normed(self, layer: str) -> bool:
+        """Whether norms alone take a layer's result, as far as a traced plan tells."""
+        weight = self.scale.by_name.get(f"{layer}.weight".lstrip("."))
+        usage = None if weight is None else weight.info.usage
+        return usage is None or usage.normalized
 
     def _moved(self) -> dict[int, tuple[int, int]]:
         """Places of the norms of an update and of the weight before it, on the portion kept."""

@@ -236,7 +236,7 @@ class InitCallback(Callback):
         """Fingerprint, file and saved copy of the weights that training starts from."""
         self.fingerprint = fingerprint(pl_module)
         data = {
-            "spec": placed.strategy.to_dict() if isinstance(placed.strategy, InitSpec) else None,
+            "spec": spec.to_dict() if isinstance(spec := placed.strategy, InitSpec) else None,
             "seed": placed.seed.value,
             "seed_source": placed.seed.source,
             "fingerprint": self.fingerprint,
@@ -282,15 +282,15 @@ class InitCallback(Callback):
             self._say(report.verdict())
 
     def _header(self, placed: Placement) -> str:
-        chosen = str(self.spec or self.name)
-        late = f"; {placed.missing}" if placed.missing else ""
+        spec = placed.strategy  # not always `self.spec`: that of a rescue
+        chosen = spec if isinstance(spec, InitSpec) else self.name
+        late = placed.missing and f"; {placed.missing}"
         return f"lightning_init: {chosen}, seed {placed.seed.value} ({placed.seed.source}){late}"
 
     def _overruled(self, trainer: pl.Trainer) -> str | None:
         """The InitCallback that comes later in the list and means some of the same tensors."""
         callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
-        after_me = callbacks[callbacks.index(self) + 1 :] if self in callbacks else []
-        for other in after_me:
+        for other in callbacks[callbacks.index(self) + 1 :] if self in callbacks else ():
             if isinstance(other, InitCallback) and overlap(self.scope, other.scope):
                 return f"InitCallback({other.name!r})"
         return None

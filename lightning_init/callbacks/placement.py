@@ -105,8 +105,11 @@ class Placement:
         first = self._built.first(module, self.plan)
         plan = make_plan(module, spec, forward=forward, scope=self.scope)
         plan = replace(plan, entries=tuple(first.allowed(entry, spec) for entry in plan))
-        if not any(entry.written for entry in plan):
-            raise ValueError("it would draw nothing that lightning_init may write")
+        if not any(entry.written and len(entry.info.shape) > 1 for entry in plan):
+            raise ValueError(
+                "no matrix is free to be drawn: what the model made itself, loaded or froze stays; "
+                f"InitCallback({spec.strategy!r}) draws what it made itself"
+            )
         self._built.restore(module)
         self.plan = carry_out(module, plan, self.seed.value, forward)
         self.strategy, self.missing = spec, ""

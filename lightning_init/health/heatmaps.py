@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_init.health.report import Report
 
 _ROWS = 48  # bins of the values
+_SPIKE = 8.0  # times the next densest bin, at most, that one bin stands out by
 
 
 def distribution(report: Report) -> Figure | None:
@@ -115,7 +116,7 @@ def _range(histograms: Sequence[Histogram]) -> tuple[bool, float, float]:
 
 
 def _rebinned(given: Histogram, low: float, high: float, own: bool) -> list[float]:
-    """Densities on common bins, the largest 1."""
+    """Densities on common bins, the largest 1, except that a spike is cut down."""
     size = (given.high - given.low) / len(given.shares)
     centres = [given.low + size * (i + 0.5) for i in range(len(given.shares))]
     if own:
@@ -132,5 +133,7 @@ def _rebinned(given: Histogram, low: float, high: float, own: bool) -> list[floa
         for index in range(max(0, math.floor(first)), min(_ROWS, math.ceil(last))):
             inside = min(last, index + 1) - max(first, index)
             found[index] += share * inside / (last - first)
-    top = max(found) or 1.0
-    return [round(value / top, 4) for value in found]
+    # The zeros of a healthy relu would leave the rest white, as if its units were dead.
+    *_, second, first_of_all = sorted(found)
+    top = max(second, first_of_all / _SPIKE) or 1.0
+    return [round(min(value / top, 1.0), 4) for value in found]

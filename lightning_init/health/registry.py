@@ -181,11 +181,23 @@ def examine(
         Findings; those that another one explains are its `consequences`.
     """
     used = rules(chosen, profile)
-    # By their names, since a plugin may have replaced one.
     order = {entry.name: entry for entry in entries()}
     found = [
         with_scheme(finding, readings)
         for name in sorted(used, key=lambda name: order[name].order)
-        for finding in order[name].function(readings, **used[name])
+        for finding in _asked(order[name], readings, used[name])
     ]
     return roots(found, {name: (e.order, e.explains) for name, e in order.items()})
+
+
+def _asked(entry: Entry, readings: Readings, limits: Mapping[str, Any]) -> list[Finding]:
+    """What a rule finds; one that fails is said, and ends nobody's training."""
+    try:
+        return list(entry.function(readings, **limits))
+    except Exception as error:
+        problem = f"the rule itself failed ({type(error).__name__}: {error})"
+        others = f"leave it out: detectors= with the other names, without {entry.name!r}"
+        step = readings.steps[-1].step if readings.steps else 0
+        cause = "a mistake in the rule, which says nothing of the model"
+        nan = float("nan")
+        return [Finding(entry.name, "info", "the rule", step, nan, nan, problem, cause, others)]

@@ -92,7 +92,7 @@ def notes(reading: StepReading, table: str) -> list[str]:
         found += wrapped(attention_note(reading.attentions))
     if " expected " in table:
         found += wrapped(
-            "expected: rms of the output for weights as they were drawn, on the input that came"
+            "expected: rms of the output, biases aside, for weights as drawn on the input that came"
         )
     if "*" in table:
         found += wrapped(_TEXTBOOK)

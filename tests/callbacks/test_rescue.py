@@ -104,6 +104,12 @@ def test_files_and_records_are_those_of_the_attempt_that_was_kept() -> None:
     assert all(record.written[name] for name in start.weights)
 
 
+def test_the_table_is_headed_by_the_attempt_that_was_kept(said: list[str]) -> None:
+    rescued(Digits(sick(12)), TINY, ladder=["orthogonal"])
+    (table,) = [text for text in said if "tensors drawn" in text]
+    assert table.startswith("lightning_init: orthogonal, seed 3")
+
+
 def test_a_healthy_model_is_left_alone() -> None:
     callback, start = rescued(Digits(mlp()), "kaiming_normal")
     assert callback.report is not None
@@ -150,6 +156,22 @@ def test_under_auto_what_the_model_made_itself_stays() -> None:
     assert torch.equal(start.weights["net.6.weight"], before)
     assert names(callback)[0].startswith("auto(scale=0.01): ")
     assert not torch.equal(start.weights["net.8.weight"], before)
+
+
+def test_a_rescue_that_may_draw_no_matrix_says_so() -> None:
+    net = mlp()
+    with torch.no_grad():
+        for layer in net[::2]:
+            layer.weight.normal_(0, 1)
+    callback = InitCallback("auto", seed=3, on_unhealthy="rescue", ladder=["kaiming_normal"])
+    with pytest.raises(UnhealthyError):
+        nets.fit(Digits(net), callback)
+    assert "no matrix is free to be drawn" in names(callback)[1]
+    assert "InitCallback('kaiming_normal') draws what it made itself" in names(callback)[1]
+    healed = InitCallback("kaiming_normal", seed=3, on_unhealthy="rescue")
+    nets.fit(Digits(net), healed)
+    assert healed.report is not None
+    assert healed.report.errors == ()
 
 
 def test_what_a_rung_keeps_is_as_it_was_built() -> None:

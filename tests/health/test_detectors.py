@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,9 @@ from lightning_init.architecture.readings import (
     StepReading,
     WeightReading,
 )
+from lightning_init.health import registry
 from lightning_init.health.findings import Finding
-from lightning_init.health.registry import entries, examine, get
+from lightning_init.health.registry import detector, entries, examine, get
 
 IN, OUT = 0.98, 1.02  # either side of a limit
 
@@ -475,3 +476,20 @@ def test_layers_that_norms_rescale_are_not_compared_forward() -> None:
     assert len(list(get("forward_growth").function(of(layers=chain)))) == 1
     rescaled = tuple(replace(layer, rescaled=True) for layer in chain)
     assert list(get("forward_growth").function(of(layers=rescaled))) == []
+
+
+def test_a_rule_that_fails_is_said_and_the_others_go_on() -> None:
+    @detector(order=1, explains=("*",))
+    def broken(readings: Readings) -> Iterator[Finding]:
+        """Divides by zero."""
+        yield from ()
+        raise ZeroDivisionError("by zero")
+
+    try:
+        found = examine(of(layers=layers(powers(3.0, 9))), ["broken", "forward_growth"])
+    finally:
+        del registry._REGISTRY["broken"]
+    assert {f.detector for f in found} == {"broken", "forward_growth"}
+    (failed,) = [f for f in found if f.detector == "broken"]
+    assert failed.severity == "info"
+    assert "ZeroDivisionError: by zero" in failed.message

@@ -215,3 +215,28 @@ def test_blocks_are_compared_with_blocks() -> None:
     assert groups == {
         "0": "", "1": "Block", "1.0": "", "2": "Block", "2.0": "", "3": "Block", "3.0": "", "4": "",
     }  # fmt: skip
+
+
+class Skipped(nn.Module):
+    """A norm takes what the first layer makes, and so does the way around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
+        self.inner, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.head(x + self.inner(self.norm(x)))
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_a_norm_beside_a_skip_path_undoes_no_scale(traced: bool) -> None:
+    model, x = Skipped(), torch.randn(16, 8)
+
+    def forward() -> Tensor:
+        return F.cross_entropy(model(x), torch.arange(16) % 3)
+
+    plan = make_plan(model, "xavier_normal", forward=forward if traced else None)
+    (reading,) = audit(model, forward, plan=plan).readings.steps[0].inputs
+    assert reading.normalized is not traced  # without a trace it is what the calls show

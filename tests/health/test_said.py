@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_init import InitCallback, audit
 from lightning_init.callbacks.actions import UnhealthyWarning
+from lightning_init.health.heatmaps import distribution
 from lightning_init.health.report import Report
 from tests.health import made
 
@@ -170,3 +171,19 @@ def test_a_report_is_not_written_as_what_its_name_does_not_say(tmp_path: Path, n
     with pytest.raises(ValueError, match=r"must end in \.json or \.html"):
         looked(mlp(3, nn.ReLU)).save(tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_healthy_relu_does_not_look_dead_on_the_page() -> None:
+    """Half of its outputs are 0; the other half must be seen. Dead units are one dark line."""
+    healthy, dead = mlp(4, nn.ReLU), mlp(4, nn.ReLU)
+    for layer in list(dead)[:-1:2]:
+        nn.init.constant_(layer.bias, -20.0)
+    counts = []
+    for net in (healthy, dead):
+        figure = distribution(looked(net))
+        assert figure is not None
+        columns = list(zip(*figure["data"][1]["z"], strict=True))  # after the nonlinearity
+        assert all(max(column) == 1 for column in columns)
+        counts.append([sum(value > 0.15 for value in column) for column in columns])
+    assert min(counts[0]) >= 4
+    assert max(counts[1]) <= 2
