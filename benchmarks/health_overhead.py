@@ -55,7 +55,12 @@ class Watch(Callback):
     def on_fit_start(self, _: pl.Trainer, pl_module: pl.LightningModule) -> None:
         import wandb
 
-        self.run = wandb.init(mode="offline", dir=tempfile.mkdtemp(), project="overhead")
+        self.run = wandb.init(
+            mode="offline",
+            dir=tempfile.mkdtemp(),
+            project="overhead",
+            settings=wandb.Settings(silent=True),
+        )
         self.run.watch(pl_module, log="all", log_freq=10)
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -63,7 +68,7 @@ class Watch(Callback):
 
     def on_fit_end(self, _: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.run.unwatch(pl_module)
-        self.run.finish(quiet=True)
+        self.run.finish()
 
 
 class WithLoss(nn.Module):
