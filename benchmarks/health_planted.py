@@ -94,11 +94,7 @@ def report(cache: Path, verbose: bool = False, only: str = "") -> str:
         f"{len(FAULTS)} faults in {len(HOSTS)} models, {len(all_rows)} pairs, two seeds each; "
         f"{len(hurting)} really hurt.",
         "",
-<<<<<<< HEAD
-        "| of the pairs that hurt | share |",
-=======
         "| of the pairs that hurt | share (95 % interval) |",
->>>>>>> main
         "|---|---|",
         f"| flagged as an error within {WITHIN} steps, in both seeds | "
         f"{share(sum(row.flagged('error') for row in hurting), len(hurting))} |",
