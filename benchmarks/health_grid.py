@@ -1,4 +1,9 @@
-"""The grid of healthy runs, fixed before any of them was judged, and what is counted in it.
+"""The grid of healthy runs, and what is counted in it.
+
+Limits were moved after errors were seen in it, over four passes, so its count is one of development.
+After the first pass the slowest models were made smaller, and the squared-error targets of the zoo
+were drawn within (-0.8, 0.8): a generator that ends in tanh had been told, rightly, that it cannot
+reach targets beyond 1.
 
 Healthy is a matter of outcome: a run counts if it learns, that is if the mean of its last ten losses
 lies at least 2 % below that of its first three and, for a classifier, below chance; what does not
