@@ -170,8 +170,8 @@ def report(cache: Path, verbose: bool = False) -> str:
     errors = sum(verdicts[r.name].first("error") is not None for r in healthy)
     high = 100 * wilson(errors, len(healthy))[1]
     lines.append(
-        f"\n{errors} of {len(healthy)} healthy runs with an error: the true share lies below "
-        f"{high:.1f} % (Wilson, 95 %). {len(failed)} runs did not learn and were left out."
+        f"\n{errors} of {len(healthy)} healthy runs with an error: runs not seen before would "
+        f"bound the share at {high:.1f} % (Wilson, 95 %). {len(failed)} runs did not learn and were left out."
     )
     if verbose:
         for record in failed:
