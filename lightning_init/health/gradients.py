@@ -19,6 +19,7 @@ _LOSS = ("loss_flat", "loss_oscillates", "loss_crash", "worse_than_shallow")
 # The gradients of queries and keys vanish where attention is uniform, as at the start.
 _QUERY_OR_KEY = re.compile(r"(^|[._])(q|k|query|key|qk)(_proj|_lin|_linear)?([._]|$)")
 _EXPERT = re.compile(r"(^|[._])(experts?|moe)([._\d]|$)")
+_OPEN = 10  # steps after which a branch that began at zero is open
 
 
 @detector(order=39, explains=("frozen_layers", "uneven_gradients", "update_ratio", *_LOSS))
@@ -131,11 +132,16 @@ def uneven_gradients(
     """
     runs: dict[str, int] = {}
     worst: Finding | None = None
+    # Branches that begin at zero open step by step: until then little passes back through them.
+    closed = {w.name for step in readings.steps[:1] for w in _judged(step) if w.rms == 0}
     for reading in readings.steps:
+        if closed and reading.step < _OPEN:
+            continue
         sized = [
             (one, one.grad_rms / one.rms)
             for one in _judged(reading)
             if not _QUERY_OR_KEY.search(one.name)
+            and one.name not in closed
             and one.rms > 0
             and one.grad_rms > 0
             and math.isfinite(one.grad_rms)

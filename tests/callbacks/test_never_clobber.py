@@ -146,6 +146,7 @@ def test_a_bias_that_training_hardly_moved_is_kept_beside_its_trained_weight() -
     assert nets.same(start.weights, before)
 
 
+@pytest.mark.filterwarnings("ignore::lightning_init.callbacks.actions.UnhealthyWarning")  # zeros
 def test_scope_all_writes_trained_weights() -> None:
     module, _ = trained("mlp")
     nets.fit(module, InitCallback("constant", scope="all"), start := AtStart(), max_steps=1)
@@ -170,6 +171,7 @@ def test_a_new_module_in_a_trainer_that_resumed_before_is_initialized_and_watche
     assert sorted(callback.report.readings.loss) == [0, 1, 2]
 
 
+@pytest.mark.filterwarnings("ignore::lightning_init.callbacks.actions.UnhealthyWarning")  # zeros
 @pytest.mark.parametrize("how", ["transformers_flag", "structure"])
 def test_loaded_tensors_are_kept_by_what_marks_them(how: str) -> None:
     module = Digits(mlp(64))

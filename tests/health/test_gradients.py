@@ -114,6 +114,15 @@ def test_gradients_are_relative_to_the_weights() -> None:
     assert severity("uneven_gradients", at(replace(step_, weights=tuple(small)))) is None
 
 
+@pytest.mark.parametrize(("number", "expected"), [(9, None), (10, "warning")])
+def test_branches_that_begin_at_zero_need_some_steps(number: int, expected: str | None) -> None:
+    first = grads(0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    shut = [replace(w, mean=0.0, std=0.0) if w.name == "d.weight" else w for w in first.weights]
+    later = grads(number, 1.0, 1.0, 1e-5, 1.0, 1.0, 1.0)
+    found = only("uneven_gradients", at(replace(first, weights=tuple(shut)), later))
+    assert (found.severity if found else None) == expected
+
+
 # attention
 
 
