@@ -62,6 +62,7 @@ def audit(
         >>> report.worst is None or report.worst.detector != "non_finite"
         True
     """
+    unwrap(model)  # which says what is no model
     check_forward(forward)
     used = rules(detectors, profile)
     probe = Probe(model, plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -382,10 +383,11 @@ def test_the_printed_command_works_until_it_is_healthy() -> None:
     Path("main.py").write_text(SCRIPT)
     Path("config.yaml").write_text(CONFIG)
     command = f"{sys.executable} -W ignore main.py fit --config config.yaml"
+    found = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     started = []
     for _ in range(3):
         run = subprocess.run(
-            command, shell=True, capture_output=True, text=True, timeout=120, check=False
+            command, shell=True, capture_output=True, text=True, timeout=120, check=False, env=found
         )
         text = run.stdout + run.stderr
         assert run.returncode == 0, text

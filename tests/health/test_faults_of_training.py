@@ -86,7 +86,7 @@ def one_hot(kind: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
         (nn.Identity(), F.cross_entropy, None, ""),
         (nn.Softmax(1), F.cross_entropy, "error", "loss function"),
         (nn.Sigmoid(), F.cross_entropy, "error", "output layer"),
-        (nn.ReLU(), F.cross_entropy, "warning", "output layer"),
+        (nn.ReLU(), F.cross_entropy, "error", "output layer"),
         (nn.LogSoftmax(1), F.cross_entropy, "info", "loss function"),
         (nn.LogSoftmax(1), F.nll_loss, None, ""),
         (nn.Identity(), F.nll_loss, "error", "loss function"),
