@@ -105,3 +105,23 @@ def norms(values: Sequence[Tensor]) -> list[Tensor]:
         group = [values[place].detach() for place in places]
         found |= zip(places, torch._foreach_norm(group, 2, dtype=wide(group[0])), strict=True)
     return [found[place] for place in range(len(values))]
+
+
+def means(values: Sequence[Tensor]) -> list[Tensor]:
+    """The mean of each tensor, those of one small shape in one call.
+
+    Example:
+        >>> [float(mean) for mean in means([torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0])])]
+        [3.5, 1.5]
+    """
+    found: dict[int, Tensor] = {}
+    shapes: dict[tuple[torch.device, torch.dtype, torch.Size], list[int]] = {}
+    for place, value in enumerate(values):
+        if value.numel() > _ENOUGH or value.layout is not torch.strided:
+            found[place] = value.mean(dtype=wide(value))
+        else:
+            shapes.setdefault((value.device, value.dtype, value.shape), []).append(place)
+    for places in shapes.values():
+        rows = torch.stack([values[place] for place in places]).reshape(len(places), -1)
+        found |= zip(places, rows.mean(1, dtype=wide(rows)).unbind(), strict=True)
+    return [found[place] for place in range(len(values))]

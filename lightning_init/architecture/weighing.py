@@ -17,7 +17,7 @@ from lightning_init.architecture.names import named_tensors, named_weights, unwr
 from lightning_init.architecture.parametrized import Derived
 from lightning_init.architecture.params import ParamInfo, Role
 from lightning_init.architecture.readings import WeightReading
-from lightning_init.architecture.signals import norms, wide
+from lightning_init.architecture.signals import means, norms
 from lightning_init.architecture.twins import twins
 
 _PART = 2**14  # elements that mean and norm of a weight are read from at a monitored step
@@ -115,12 +115,13 @@ class Scale:
         """For each tensor and piece of it the places of mean, norm and, if full, extremes."""
         pieces = [tensor.pieces() for tensor in self.tensors]
         parts = [[each if full else portion(each, _PART) for each in some] for some in pieces]
-        sizes = iter(norms([part for some in parts for part in some]))
+        flat = [part for some in parts for part in some]
+        sizes, middles = iter(norms(flat)), iter(means(flat))
         found = []
         for whole, read in zip(pieces, parts, strict=True):
             places: list[tuple[int, ...]] = []
             for piece, part in zip(whole, read, strict=True):
-                numbers = [part.mean(dtype=wide(part)), next(sizes)]
+                numbers = [next(middles), next(sizes)]
                 numbers += list(torch.aminmax(piece)) if full else []
                 places.append((piece.numel(), part.numel(), *map(ledger.note, numbers)))
             found.append(places)
