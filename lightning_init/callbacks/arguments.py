@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+
 from lightning_init.strategies.spec import InitSpec
 
 
@@ -85,3 +87,8 @@ def overlap(one: str | list[str], two: str | list[str]) -> bool:
         return True
     first = {one} if isinstance(one, str) else set(one)
     return bool(first & ({two} if isinstance(two, str) else set(two)))
+
+
+def callbacks_of(trainer: pl.Trainer) -> list[Any]:
+    """A Trainer's callbacks in their order; Lightning's stubs do not know the attribute."""
+    return list(trainer.callbacks)  # type: ignore[attr-defined]

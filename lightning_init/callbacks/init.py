@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_init.architecture.provenance import record_of
 from lightning_init.callbacks.actions import OnUnhealthy, check_action
-from lightning_init.callbacks.arguments import changed, check_count, overlap, spec_of
+from lightning_init.callbacks.arguments import callbacks_of, changed, check_count, overlap, spec_of
 from lightning_init.callbacks.display import render
 from lightning_init.callbacks.forward import training_forward
 from lightning_init.callbacks.logs import save_weights, write_json
@@ -289,7 +289,7 @@ class InitCallback(Callback):
 
     def _overruled(self, trainer: pl.Trainer) -> str | None:
         """The InitCallback that comes later in the list and means some of the same tensors."""
-        callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer)
         for other in callbacks[callbacks.index(self) + 1 :] if self in callbacks else ():
             if isinstance(other, InitCallback) and overlap(self.scope, other.scope):
                 return f"InitCallback({other.name!r})"

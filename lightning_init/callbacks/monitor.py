@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_init.callbacks.actions import OnUnhealthy, UnhealthyError, check_action, stop, warn
-from lightning_init.callbacks.arguments import check_count
+from lightning_init.callbacks.arguments import callbacks_of, check_count
 from lightning_init.callbacks.board import Board
 from lightning_init.callbacks.logs import write_json
 from lightning_init.callbacks.record import Record
@@ -273,7 +273,7 @@ class HealthMonitor(Callback):
 
     def _overruled(self, trainer: pl.Trainer) -> HealthMonitor | None:
         """The monitor of an InitCallback beside this one, which watches in its place."""
-        callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer)
         inner = [getattr(each, "monitor", None) for each in callbacks]
         watching = [one for one in inner if isinstance(one, HealthMonitor) and one.steps]
         if not watching or any(one is self for one in inner):

@@ -18,6 +18,7 @@ from lightning_init.architecture.names import named_tensors, unwrap
 from lightning_init.architecture.params import Architecture
 from lightning_init.architecture.provenance import record_of
 from lightning_init.callbacks.agree import agree_that
+from lightning_init.callbacks.arguments import callbacks_of
 from lightning_init.callbacks.placement import Placement
 from lightning_init.health.attempts import Attempt
 from lightning_init.health.report import Report
@@ -237,7 +238,7 @@ def refresh_copies(
     trainer: pl.Trainer, module: pl.LightningModule, say: Callable[[str], None]
 ) -> None:
     """Give averages of the weights, which callbacks copied before, the new weights."""
-    callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer)
     for callback in callbacks:
         copy = getattr(callback, "_average_model", None)
         if not isinstance(copy, nn.Module):

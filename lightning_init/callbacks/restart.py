@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import yaml
 
+from lightning_init.callbacks.arguments import callbacks_of
 from lightning_init.callbacks.logs import run_folder
 from lightning_init.strategies.spec import InitSpec
 
@@ -77,7 +78,7 @@ def overlay(left: Sequence[InitSpec], arguments: Mapping[str, Any]) -> dict[str,
 
 def _cli_runs(trainer: pl.Trainer) -> bool:
     """Whether a LightningCLI built the Trainer: it puts a callback of its own in."""
-    callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer)
     names = {kind.__name__ for each in callbacks for kind in type(each).__mro__}
     return "SaveConfigCallback" in names
 

@@ -159,6 +159,12 @@ def rules(chosen: Rules | None = None, profile: Profile = "default") -> Used:
 
 
 def _checked(entry: Entry, limits: Mapping[str, Any] | None) -> dict[str, Any]:
+    if limits is not None and not isinstance(limits, Mapping):
+        first = next(iter(entry.parameters), "limit")
+        raise TypeError(
+            f"the limits of {entry.name} must be a mapping, but got {limits!r}: "
+            f'detectors={{"{entry.name}": {{"{first}": {limits!r}}}}}'
+        )
     found = {}
     for key, value in (limits or {}).items():
         if key not in entry.parameters:

@@ -493,3 +493,8 @@ def test_a_rule_that_fails_is_said_and_the_others_go_on() -> None:
     (failed,) = [f for f in found if f.detector == "broken"]
     assert failed.severity == "info"
     assert "ZeroDivisionError: by zero" in failed.message
+
+
+def test_a_limit_without_a_name_is_refused_with_what_to_type() -> None:
+    with pytest.raises(TypeError, match=r'detectors=\{"dead_units": \{"limit": 0.5\}\}'):
+        registry.rules({"dead_units": 0.5})  # type: ignore[dict-item]
