@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from lightning_init.health.registry import detector as detector
     from lightning_init.health.report import Report as Report
     from lightning_init.health.shallow import shallow_baseline as shallow_baseline
-    from lightning_init.search.evaluate import Outcome as Outcome, Trial as Trial
     from lightning_init.search.result import SearchResult as SearchResult
     from lightning_init.search.space import Axis as Axis, Space as Space
     from lightning_init.search.study import search_init as search_init
+    from lightning_init.search.trial import Outcome as Outcome, Trial as Trial
     from lightning_init.strategies.apply import (
         apply_ as apply_,
         calibrate_ as calibrate_,
@@ -68,8 +68,8 @@ _HOMES = {
     "detector": "health.registry",
     "Report": "health.report",
     "shallow_baseline": "health.shallow",
-    "Outcome": "search.evaluate",
-    "Trial": "search.evaluate",
+    "Outcome": "search.trial",
+    "Trial": "search.trial",
     "SearchResult": "search.result",
     "Axis": "search.space",
     "Space": "search.space",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,12 @@ from rich.table import Table
 
 from lightning_init.architecture.arguments import unknown
 from lightning_init.cli.options import job_for
+from lightning_init.search.budget import Budget
 from lightning_init.search.evaluate import TRAIN_LOSS, JobEvaluate
 from lightning_init.search.job import ConfigError, Job
 from lightning_init.search.keys import dotted_keys
-from lightning_init.search.records import Budget, OtherStudyError
+from lightning_init.search.loop import State
+from lightning_init.search.records import OtherStudyError
 from lightning_init.search.result import SearchResult
 from lightning_init.search.space import STRATEGY, Space, around, parse_axis
 from lightning_init.search.statistics import Mode
@@ -63,7 +64,6 @@ def run(arguments: Sequence[str]) -> int:
     for line in (_headline(settings, options), *settings.notes):
         console.print(line)
     settings.out.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         with _Bar(console) as bar:
             result = search_init(
@@ -218,11 +218,6 @@ def _config_name(arguments: Sequence[str]) -> str:
     return "search"
 
 
-def _interrupt(number: int, frame: object) -> None:
-    del number, frame
-    raise KeyboardInterrupt
-
-
 class _Bar:
     """A progress bar on a terminal, a line now and then elsewhere."""
 
@@ -247,7 +242,8 @@ class _Bar:
     def __exit__(self, *details: object) -> None:
         self._bar.stop()
 
-    def __call__(self, phase: str, done: int, total: int, text: str) -> None:
+    def __call__(self, state: State) -> None:
+        phase, done, total, text = state.phase, state.done, state.total, state.best
         if phase not in self._tasks:
             self._tasks[phase] = self._bar.add_task(phase, total=total, text=text)
         self._bar.update(self._tasks[phase], completed=done, total=total, text=text)

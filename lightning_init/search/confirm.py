@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_init.search.evaluate import Outcome, Trial
-from lightning_init.search.records import Budget, ranked, remember, row, run_of, whole
-from lightning_init.search.result import Candidate, Run, SearchResult
+from lightning_init.search.budget import Budget
+from lightning_init.search.candidates import Candidate
+from lightning_init.search.records import ranked, remember, row, run_of, whole
+from lightning_init.search.result import SearchResult
 from lightning_init.search.space import STRATEGY, Space
-from lightning_init.search.workers import Executor
-
-Progress = Callable[[str, int, int, str], None]
+from lightning_init.search.trial import Outcome, Trial
+from lightning_init.search.workers import Answer
 
 
 class HopelessError(RuntimeError):
     """There is nothing to compare: every trial crashes."""
+
+
+Key = tuple[int, int]  # number of the candidate's screening trial, seed
 
 
 @dataclass
@@ -29,50 +31,63 @@ class Confirmation:
         study: The screening.
         budget: How many, on how many seeds.
         space: What was searched.
-        executor: Gives the one who runs trials, made on first use.
-        progress: Called as `progress(phase, done, total, text)`.
+        stored: What has been run, one finished trial for each run.
     """
 
     study: optuna.Study
     budget: Budget
     space: Space
-    executor: Callable[[], Executor]
-    progress: Progress
+    stored: optuna.Study
+    phase: str = "confirming"
+    best: str = ""
 
-    def run(self, stored: optuna.Study) -> dict[tuple[int, int], Run]:
-        """Run the best few and the baseline on fresh seeds; what is stored is not run again."""
-        done = {
+    def __post_init__(self) -> None:
+        self._runs = {
             (t.user_attrs["candidate"], t.user_attrs["seed"]): run_of(t)
-            for t in stored.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+            for t in self.stored.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         }
-        todo = [
-            (number, seed)
-            for seed in self._seeds
-            for number in (self._baseline().number, *[t.number for t in self._finalists()])
-            if (number, seed) not in done
-        ]
-        total, waiting = len(todo), list(todo)
-        running: dict[int, tuple[int, int]] = {}
-        values = {t.number: t.params for t in self.study.get_trials(deepcopy=False)}
-        tries: dict[tuple[int, int], int] = {}
-        while waiting or running:
-            while waiting and self.executor().idle:
-                number, seed = waiting.pop(0)
-                job = todo.index((number, seed))
-                running[job] = (number, seed)
-                self.executor().submit(job, self._trial(values[number], seed))
-            ran = total - len(waiting) - len(running)
-            self.progress("confirming", ran, total, "")
-            answer = self.executor().next(_go_on)
-            key = running.pop(answer.job)
-            if answer.outcome is None and not answer.user_error and not tries.get(key):
-                tries[key] = 1
-                waiting.append(key)
-                continue
-            outcome = answer.outcome or Outcome(None, reason=f"crashed: {answer.crash}")
-            done[key] = remember(stored, key, outcome)
-            self.progress("confirming", total - len(waiting) - len(running), total, "")
-        return done
+        numbers = [self._baseline().number, *(trial.number for trial in self._finalists())]
+        self._all: list[Key] = [(number, seed) for seed in self._seeds for number in numbers]
+        self._waiting = [key for key in self._all if key not in self._runs]
+        self._again: set[Key] = set()
+
+    @property
+    def total(self) -> int:
+        """Runs wanted."""
+        return len(self._all)
+
+    @property
+    def done(self) -> int:
+        """Runs that are stored."""
+        return sum(key in self._runs for key in self._all)
+
+    def next(self) -> tuple[int, Trial] | None:
+        """The next run."""
+        if not self._waiting:
+            return None
+        number, seed = key = self._waiting.pop(0)
+        values = self.study.get_trials(deepcopy=False)[number].params
+        config = self.space.overrides(values)
+        trial = Trial(self.space.spec(values), config, seed, self.budget.horizon, gated=False)
+        return self._all.index(key), trial
+
+    def report(self, job: int, step: int, value: float) -> bool:
+        """Nothing ends a run early: it would not be comparable."""
+        del job, step, value
+        return False
+
+    def finish(self, job: int, answer: Answer) -> None:
+        """Store a run; one that crashed is tried once more."""
+        key = self._all[job]
+        if answer.outcome is None and not answer.user_error and key not in self._again:
+            self._again.add(key)
+            self._waiting.append(key)
+            return
+        outcome = answer.outcome or Outcome(None, reason=f"crashed: {answer.crash}")
+        self._runs[key] = remember(self.stored, key, outcome)
+
+    def give_up(self) -> None:
+        """Nothing to hand back: only finished runs are stored."""
 
     @property
     def _seeds(self) -> list[int]:
@@ -99,7 +114,7 @@ class Confirmation:
                 chosen[key] = trial
         return list(chosen.values())[: self.budget.top]
 
-    def result(self, confirmed: dict[tuple[int, int], Run]) -> SearchResult:
+    def result(self) -> SearchResult:
         """All trials and the confirmed candidates, compared."""
 
         def candidate(trial: FrozenTrial) -> Candidate:
@@ -107,7 +122,7 @@ class Confirmation:
                 number=trial.number,
                 spec=self.space.spec(trial.params),
                 config=self.space.overrides(trial.params),
-                runs=tuple(confirmed[trial.number, seed] for seed in self._seeds),
+                runs=tuple(self._runs[trial.number, seed] for seed in self._seeds),
                 is_baseline=trial.number == self._baseline().number,
             )
 
@@ -117,15 +132,6 @@ class Confirmation:
             tuple(row(self.space, trial) for trial in self.study.get_trials(deepcopy=False)),
             mode=self.budget.mode,
             monitor=self.budget.monitor,
-            steps=self.budget.steps,
+            steps=self.budget.horizon,
             study=self.study,
         )
-
-    def _trial(self, values: dict[str, object], seed: int) -> Trial:
-        overrides = self.space.overrides(values)
-        return Trial(self.space.spec(values), overrides, seed, self.budget.steps, gated=False)
-
-
-def _go_on(job: int, step: int, value: float) -> bool:
-    del job, step, value
-    return False

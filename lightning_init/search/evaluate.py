@@ -1,17 +1,12 @@
-"""One trial: a short fit of a fresh model, and what it came to.
-
-`Evaluate` is the one seam between the search and Lightning: a function from a `Trial` and a
-`report(step, value) -> stop?` to an `Outcome`. `JobEvaluate` is that function for a LightningCLI
-configuration; any other function with this signature can be searched too.
-"""
+"""Trials of a LightningCLI configuration: each is a short fit of a fresh model."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -21,65 +16,14 @@ from lightning_init.architecture.arguments import unknown
 from lightning_init.callbacks.init import InitCallback
 from lightning_init.health.findings import Finding
 from lightning_init.search.job import SHORT, ConfigError, Job, interruptible, validates
+from lightning_init.search.trial import Outcome, Report, Trial
 from lightning_init.strategies.apply import fingerprint
 from lightning_init.strategies.needs import UnsuitableError
 from lightning_init.strategies.spec import InitSpec
 
-Report = Callable[[int, float], bool]
 _REPORTS = 20  # losses reported per trial
 _FATAL_LOSS = 5.0  # times chance: a start that high ends a trial, a lower one may still train
 TRAIN_LOSS = "train_loss_end"  # the monitor of a model that logs no validation metric
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """What to try.
-
-    Attributes:
-        spec: The init; its own seed is ignored.
-        config: Dotted YAML keys -> values, e.g. `{"model.init_args.lr": 0.01}`.
-        seed: Drives construction, init and data order alike.
-        steps: Training steps.
-        gated: Whether an unhealthy start ends the trial.
-    """
-
-    spec: InitSpec
-    config: Mapping[str, Any]
-    seed: int
-    steps: int
-    gated: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a trial came to.
-
-    Attributes:
-        metric: The objective, None if there is no finite one; NaN and infinity become None.
-        curve: (step, training loss) pairs.
-        reason: Why it has no metric or was stopped, `""` if it is healthy.
-        seconds: Wall time.
-        info: Plain facts: fingerprints of the weights after init and after the last step, number
-            of threads, steps done.
-    """
-
-    metric: float | None
-    curve: tuple[tuple[int, float], ...] = ()
-    reason: str = ""
-    seconds: float = 0.0
-    info: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.metric is not None and not math.isfinite(self.metric):
-            object.__setattr__(self, "reason", self.reason or f"the metric is {self.metric}")
-            object.__setattr__(self, "metric", None)
-
-
-class Evaluate(Protocol):
-    """Runs one trial."""
-
-    def __call__(self, trial: Trial, report: Report) -> Outcome:
-        """The outcome; `report(step, value)` says whether to stop."""
 
 
 @dataclass

@@ -7,58 +7,22 @@ each run on a fresh seed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_init.search.evaluate import Outcome
-from lightning_init.search.result import Run
+from lightning_init.search.budget import Budget
+from lightning_init.search.candidates import Run
 from lightning_init.search.space import Space
 from lightning_init.search.statistics import Mode
+from lightning_init.search.trial import Outcome
 
 _POINTS = 60  # of a loss curve are kept in the study
 
 
 class OtherStudyError(ValueError):
     """The storage holds the study of something else."""
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How much to search and how to judge.
-
-    Attributes:
-        trials: Trials in the screening, all sessions together.
-        steps: Training steps of each.
-        seed: Of the sampler and of every screening trial.
-        confirm_seeds: Fresh seeds for the best few and the baseline.
-        top: How many are confirmed.
-        mode: Whether a smaller or larger metric is better.
-        monitor: What the metric is called.
-        sampler: `tpe` or `gp`.
-        identity: What must be the same for a study to go on.
-    """
-
-    trials: int = 40
-    steps: int = 200
-    seed: int = 0
-    confirm_seeds: int = 5
-    top: int = 3
-    mode: Mode = "min"
-    monitor: str = "metric"
-    sampler: Literal["tpe", "gp"] = "tpe"
-    identity: str = ""
-
-    def __post_init__(self) -> None:
-        for name, least in (("trials", 1), ("steps", 1), ("confirm_seeds", 2), ("top", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name} >= {least}` must hold, but got {getattr(self, name)}")
-        if self.mode not in ("min", "max"):
-            raise ValueError(f"mode must be min or max, but got {self.mode!r}")
-        if self.sampler not in ("tpe", "gp"):
-            raise ValueError(f"sampler must be tpe or gp, but got {self.sampler!r}")
 
 
 def open_study(storage: optuna.storages.BaseStorage, budget: Budget, space: Space) -> optuna.Study:
@@ -80,7 +44,7 @@ def open_part(storage: optuna.storages.BaseStorage, name: str, budget: Budget) -
         study_name=name,
         storage=storage,
         pruner=optuna.pruners.NopPruner(),
-        direction="minimize" if budget.mode == "min" else "maximize",
+        directions=["minimize" if goal.mode == "min" else "maximize" for goal in budget.goals],
         load_if_exists=True,
     )
     # A search that goes on must not propose the same random points again.
@@ -127,7 +91,7 @@ def healthy(study: optuna.Study) -> list[FrozenTrial]:
 def ranked(study: optuna.Study, mode: Mode) -> list[FrozenTrial]:
     """The healthy trials, best first."""
     sign = 1 if mode == "min" else -1
-    return sorted(healthy(study), key=lambda trial: sign * (trial.value or 0.0))
+    return sorted(healthy(study), key=lambda trial: sign * trial.values[0])
 
 
 def attributes(outcome: Outcome) -> dict[str, Any]:
@@ -137,6 +101,8 @@ def attributes(outcome: Outcome) -> dict[str, Any]:
     return {
         "reason": outcome.reason,
         "metric": outcome.metric,
+        "others": list(outcome.others),
+        "readings": [list(point) for point in outcome.readings],
         "curve": [[step, value] for step, value in thin if math.isfinite(value)],
         "seconds": outcome.seconds,
         "info": dict(outcome.info),
@@ -149,7 +115,7 @@ def remember(study: optuna.Study, key: tuple[int, int], outcome: Outcome) -> Run
     metric = outcome.metric
     trial = optuna.create_trial(
         state=TrialState.COMPLETE,
-        value=0.0 if metric is None else metric,
+        values=[0.0] * len(study.directions) if metric is None else list(outcome.values),
         user_attrs={**attributes(outcome), "candidate": number, "seed": seed},
     )
     study.add_trial(trial)
@@ -176,7 +142,7 @@ def row(space: Space, trial: FrozenTrial) -> dict[str, Any]:
         "state": trial.state.name,
         "spec": space.spec(trial.params).to_dict() if known else None,
         "config": space.overrides(trial.params) if known else {},
-        "value": trial.value if trial.state is TrialState.COMPLETE else None,
+        "value": trial.values[0] if trial.state is TrialState.COMPLETE else None,
         "metric": trial.user_attrs.get("metric"),
         "reason": trial.user_attrs.get("reason", ""),
         "seconds": trial.user_attrs.get("seconds"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,47 +12,13 @@ import optuna
 import yaml
 
 from lightning_init.callbacks.init import InitCallback
+from lightning_init.search.candidates import Candidate, short
 from lightning_init.search.keys import nested
 from lightning_init.search.statistics import Comparison, Mode, compare
 from lightning_init.strategies.spec import InitSpec
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One confirmation run."""
-
-    seed: int
-    metric: float | None
-    reason: str
-    curve: tuple[tuple[int, float], ...]
-    info: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """An init with its configuration, and its confirmation runs."""
-
-    number: int
-    spec: InitSpec
-    config: Mapping[str, Any]
-    runs: tuple[Run, ...]
-    is_baseline: bool = False
-
-    @property
-    def metrics(self) -> list[float | None]:
-        """One per seed, None where a run failed."""
-        return [run.metric for run in self.runs]
-
-    @property
-    def label(self) -> str:
-        """Short and readable: `orthogonal(gain=1.2) lr=0.03`."""
-        config = "".join(
-            f" {key.rpartition('.')[2]}={_short(value)}" for key, value in self.config.items()
-        )
-        return f"{self.spec}{config}"
 
 
 @dataclass(frozen=True)
@@ -159,7 +124,7 @@ class SearchResult:
             difference = "baseline" if one.is_baseline else _interval(against)
             failed = f"{against.failures} of {len(one.runs)}" if against.failures else "0"
             label = f"{one.label} (winner)" if one is self.best else one.label
-            spread = f"{_short(against.mean)} ± {_short(against.sd)}"
+            spread = f"{short(against.mean)} ± {short(against.sd)}"
             found.append((label, spread, difference, failed))
         return found
 
@@ -256,7 +221,3 @@ def _interval(against: Comparison) -> str:
     if math.isnan(against.gain):
         return "no pair"
     return f"{against.gain:+.3g} [{against.low:+.3g}, {against.high:+.3g}]"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

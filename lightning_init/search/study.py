@@ -1,41 +1,30 @@
 """Screen wide with one seed, confirm the best few and the baseline on fresh paired seeds.
 
 This process owns the Optuna study and is the only one that writes it; executors are told trials
-and answer. An unhealthy trial is told as a finite, capped penalty with a constraint, so that the
-sampler learns to avoid it; a crashed one fails and is tried once more.
+and answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import optuna
-from optuna.trial import TrialState
 
-from lightning_init.search.confirm import Confirmation, HopelessError, Progress
-from lightning_init.search.evaluate import Evaluate, Trial
-from lightning_init.search.job import ConfigError
+from lightning_init.search.budget import Budget, Goal
+from lightning_init.search.confirm import Confirmation
+from lightning_init.search.interrupts import Stop
 from lightning_init.search.journal import open_storage
-from lightning_init.search.records import (
-    Budget,
-    attributes,
-    healthy,
-    open_part,
-    open_study,
-    ranked,
-    requeue,
-    requeue_running,
-)
+from lightning_init.search.loop import Loop, Progress, Seen
+from lightning_init.search.records import open_part, open_study
 from lightning_init.search.result import SearchResult
-from lightning_init.search.space import STRATEGY, Space
+from lightning_init.search.screening import Screening
+from lightning_init.search.space import Space
 from lightning_init.search.statistics import Mode
-from lightning_init.search.workers import Answer, Executor, InProcess, Pool, devices
-
-_HOPELESS = 3  # crashes in a row, without any success before, end the search
+from lightning_init.search.trial import Evaluate
+from lightning_init.search.workers import Executor, InProcess, Pool, devices
 
 
 def search_init(
@@ -46,15 +35,19 @@ def search_init(
     steps: int = 200,
     seed: int = 0,
     confirm_seeds: int = 5,
+    confirm_steps: int = 0,
     top: int = 3,
-    mode: Mode = "min",
-    monitor: str = "metric",
+    mode: Mode | Sequence[Mode] = "min",
+    monitor: str | Sequence[str] = "metric",
     sampler: Literal["tpe", "gp"] = "tpe",
+    pruning: bool = True,
+    lr_key: str = "",
     workers: int = 0,
     storage: str | Path | None = None,
     identity: str = "",
     log: Path | None = None,
     progress: Progress | None = None,
+    seen: Seen | None = None,
 ) -> SearchResult:
     """Find the best init for a task by short trials, and say honestly whether it is better.
 
@@ -65,15 +58,19 @@ def search_init(
         steps: Training steps of each trial.
         seed: Of the sampler and of every screening trial; confirmation uses seed + 1, + 2, ...
         confirm_seeds: Fresh paired seeds for the best few and `keep`, at least 2.
+        confirm_steps: Training steps of a confirmation run, at least `steps`; 0 for `steps`.
         top: How many are confirmed.
-        mode: Whether a smaller or larger metric is better.
-        monitor: What the metric is called.
+        mode: Whether a smaller or larger metric is better; one for each where there are several.
+        monitor: What the metric is called; several are searched together (Pareto).
         sampler: `tpe`, or `gp` for 50 trials and more.
+        pruning: Whether trials that train slower than half of the others are ended early.
+        lr_key: The configuration key that is the learning rate, `""` for none.
         workers: Worker processes; 0 runs trials in this one.
         storage: A journal file or a database's URL; the same call then goes on where it ended.
         identity: What must be the same for a stored study to go on.
         log: A file for what workers print.
-        progress: Called as `progress(phase, done, total, text)`.
+        progress: Is told how it goes.
+        seen: Is called as `seen(phase, number, trial, outcome)` for every trial that has ended.
 
     Returns:
         The result; `.suggestion()` is None if nothing beats `keep` by more than the noise.
@@ -81,135 +78,43 @@ def search_init(
     Raises:
         ValueError: If an argument is not legal, or the storage holds another study.
         HopelessError: If every trial crashes.
+        KeyboardInterrupt: If it is interrupted; what is finished is kept.
 
     Example:
-        >>> from lightning_init.search.evaluate import Outcome
+        >>> from lightning_init import Outcome
         >>> def evaluate(trial, report):
         ...     return Outcome(trial.seed % 7 / 100 + (trial.spec.strategy != "orthogonal"))
         >>> result = search_init(evaluate, Space(("orthogonal", "normal")), trials=6)
         >>> result.suggestion().strategy
         'orthogonal'
     """
-    budget = Budget(trials, steps, seed, confirm_seeds, top, mode, monitor, sampler, identity)
+    names = [monitor] if isinstance(monitor, str) else list(monitor)
+    modes = [mode] * len(names) if isinstance(mode, str) else list(mode)
+    if len(modes) != len(names):
+        raise ValueError(f"one mode for each of {names} is needed, but got {modes}")
+    goals = tuple(Goal(name, way) for name, way in zip(names, modes, strict=True))
+    budget = Budget(
+        *(trials, steps, seed, confirm_seeds, confirm_steps, top, goals),
+        *(sampler, pruning, lr_key, identity),
+    )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    say = progress or _silent
 
     @cache
     def executor() -> Executor:  # a search that is complete starts no process
         return Pool(evaluate, workers, devices(), log) if workers else InProcess(evaluate)
 
-    with open_storage(storage) as opened:
+    with open_storage(storage) as opened, Stop(10.0 if workers else None) as stop:
         study = open_study(opened, budget, space)
-        confirmation = Confirmation(study, budget, space, executor, say)
+        loop = Loop(executor, stop, progress or _silent, seen or _silent)
         try:
-            _Screening(study, budget, space, executor, say).run()
-            runs = confirmation.run(open_part(opened, "confirm", budget))
+            loop.run(Screening(study, budget, space))
+            confirmation = Confirmation(study, budget, space, open_part(opened, "confirm", budget))
+            loop.run(confirmation)
         finally:
             if executor.cache_info().currsize:
                 executor().close()
-        return confirmation.result(runs)
+        return confirmation.result()
 
 
-@dataclass
-class _Screening:
-    study: optuna.Study
-    budget: Budget
-    space: Space
-    executor: Callable[[], Executor]
-    progress: Progress
-    running: dict[int, optuna.Trial] = field(default_factory=dict)
-    crashes: int = 0
-
-    def run(self) -> None:
-        """Ask, run and tell until enough trials are complete."""
-        try:
-            while True:
-                while self._missing > 0 and self.executor().idle:
-                    self._start()
-                if not self.running:
-                    return
-                self.progress("screening", self._done, self.budget.trials, self._best_text())
-                answer = self.executor().next(self._report)
-                self._finish(self.running.pop(answer.job), answer)
-                self.progress("screening", self._done, self.budget.trials, self._best_text())
-        except BaseException:
-            requeue_running(self.study)
-            raise
-
-    @property
-    def _missing(self) -> int:
-        return self.budget.trials - self._done - len(self.running)
-
-    @property
-    def _done(self) -> int:
-        states = (TrialState.COMPLETE, TrialState.PRUNED)
-        return len(self.study.get_trials(deepcopy=False, states=states))
-
-    def _start(self) -> None:
-        trial = self.study.ask(self._distributions)
-        self.running[trial.number] = trial
-        self.executor().submit(trial.number, self._trial(trial.params))
-
-    @property
-    def _distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
-        return {name: axis.distribution for name, axis in self.space.axes.items()}
-
-    def _trial(self, values: Mapping[str, Any]) -> Trial:
-        spec, overrides = self.space.spec(values), self.space.overrides(values)
-        # The as-built model is never stopped: everything is measured against it.
-        gated = values[STRATEGY] != "keep"
-        return Trial(spec, overrides, self.budget.seed, self.budget.steps, gated)
-
-    def _report(self, job: int, step: int, value: float) -> bool:
-        trial = self.running.get(job)
-        if trial is not None:
-            trial.report(value, step)
-        return False
-
-    def _finish(self, trial: optuna.Trial, answer: Answer) -> None:
-        if answer.outcome is None:
-            self._crashed(trial, answer)
-            return
-        self.crashes = -1
-        outcome = answer.outcome
-        for key, value in attributes(outcome).items():
-            trial.set_user_attr(key, value)
-        value = outcome.metric
-        if value is None or outcome.reason:
-            trial.set_constraint("health", 1.0)
-            value = self._penalty()
-        self.study.tell(trial, value)
-
-    def _crashed(self, trial: optuna.Trial, answer: Answer) -> None:
-        trial.set_user_attr("reason", f"crashed: {answer.crash}")
-        if answer.user_error:
-            self.study.tell(trial, state=TrialState.FAIL)
-            raise ConfigError(answer.crash.partition(": ")[2])
-        if self.crashes >= 0:
-            self.crashes += 1
-        if "retry_of" in trial.user_attrs:
-            trial.set_constraint("health", 1.0)
-            self.study.tell(trial, self._penalty())
-        else:
-            requeue(self.study, trial.number, crashed=True)
-        if self.crashes >= _HOPELESS:
-            raise HopelessError(f"every trial crashes: {answer.crash}")
-
-    def _penalty(self) -> float:
-        """Worse than the worst healthy value so far by a tenth of the spread: finite, capped."""
-        values = [t.value for t in healthy(self.study) if t.value is not None]
-        if not values:
-            return 10.0 if self.budget.mode == "min" else 0.0
-        low, high = min(values), max(values)
-        margin = max(0.1 * (high - low), 0.01 * max(abs(low), abs(high)))
-        return high + margin if self.budget.mode == "min" else low - margin
-
-    def _best_text(self) -> str:
-        found = ranked(self.study, self.budget.mode)
-        if not found:
-            return ""
-        return f"best {self.budget.monitor} {found[0].value:.4g} ({found[0].params[STRATEGY]})"
-
-
-def _silent(phase: str, done: int, total: int, text: str) -> None:
-    del phase, done, total, text
+def _silent(*news: object) -> None:
+    del news

@@ -25,8 +25,8 @@ from typing import Protocol
 
 import torch
 
-from lightning_init.search.evaluate import Evaluate, Outcome, Report, Trial
 from lightning_init.search.job import ConfigError
+from lightning_init.search.trial import Evaluate, Outcome, Report, Trial
 
 _PRELOAD = ["torch", "lightning.pytorch", "lightning_init.search.evaluate"]
 
@@ -51,8 +51,17 @@ class Executor(Protocol):
     def submit(self, job: int, trial: Trial) -> None:
         """Start a trial; only while `idle` is positive."""
 
-    def next(self, report: Callable[[int, int, float], bool]) -> Answer:
-        """The next answer; reports of running trials go through `report(job, step, value)`."""
+    @property
+    def doing(self) -> tuple[str, ...]:
+        """What each worker does, for people."""
+
+    def next(
+        self, report: Callable[[int, int, float], bool], seconds: float | None = None
+    ) -> Answer | None:
+        """The next answer, None if none came in some seconds.
+
+        Reports of running trials go through `report(job, step, value)`.
+        """
 
     def close(self) -> None:
         """Stop all workers."""
@@ -74,8 +83,16 @@ class InProcess:
         """Remember the trial; `next` runs it."""
         self._waiting.append((job, trial))
 
-    def next(self, report: Callable[[int, int, float], bool]) -> Answer:
-        """Run the trial that waits."""
+    @property
+    def doing(self) -> tuple[str, ...]:
+        """The trial that waits."""
+        return tuple(str(trial.spec) for _, trial in self._waiting)
+
+    def next(
+        self, report: Callable[[int, int, float], bool], seconds: float | None = None
+    ) -> Answer:
+        """Run the trial that waits, however long it takes."""
+        del seconds
         job, trial = self._waiting.popleft()
         return _run(self.evaluate, job, trial, lambda step, value: report(job, step, value))
 
@@ -89,6 +106,8 @@ class _Worker:
     connection: Connection
     device: str | None
     job: int | None = None
+    label: str = ""
+    since: float = 0.0
 
 
 class Pool:
@@ -150,13 +169,27 @@ class Pool:
         except OSError:  # it died this very moment
             worker = self._replace(worker)
             worker.connection.send(trial)
-        worker.job = job
+        worker.job, worker.label, worker.since = job, str(trial.spec), time.monotonic()
 
-    def next(self, report: Callable[[int, int, float], bool]) -> Answer:
+    @property
+    def doing(self) -> tuple[str, ...]:
+        """The trial of each worker and for how long it runs."""
+        now = time.monotonic()
+        return tuple(
+            "" if worker.job is None else f"{worker.label} {now - worker.since:.0f} s"
+            for worker in self._workers
+        )
+
+    def next(
+        self, report: Callable[[int, int, float], bool], seconds: float | None = None
+    ) -> Answer | None:
         """Wait for an outcome or the death of a worker."""
         while True:
             busy = {worker.connection: worker for worker in self._workers if worker.job is not None}
-            for ready in wait(list(busy)):
+            ready_ones = wait(list(busy), seconds)
+            if not ready_ones:
+                return None
+            for ready in ready_ones:
                 worker = next(w for connection, w in busy.items() if connection is ready)
                 job = worker.job
                 assert job is not None

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_init.search.evaluate import Evaluate, Outcome, Report, Trial
 from lightning_init.search.job import ConfigError
 from lightning_init.search.space import Space, around
+from lightning_init.search.trial import Evaluate, Outcome, Report, Trial
 
 LR = "model.init_args.lr"
 SPACE = Space(("orthogonal", "normal", "xavier_normal"), {LR: around(0.01)})

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from lightning_init import InitCallback, InitSpec, search_init
-from lightning_init.search.evaluate import Outcome
 from lightning_init.search.space import Space, around
+from lightning_init.search.trial import Outcome
 from lightning_init.strategies.spec import spec_in
 from tests.search.fakes import LR, SPACE, half_unhealthy, only_noise, valley
 

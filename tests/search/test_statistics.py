@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from lightning_init import InitSpec
-from lightning_init.search.result import Candidate, Run, SearchResult
+from lightning_init.search.candidates import Candidate, Run
+from lightning_init.search.result import SearchResult
 from lightning_init.search.statistics import compare
 
 RNG = np.random.default_rng(0)

@@ -10,9 +10,9 @@ from scipy import stats
 
 from lightning_init import InitSpec, search_init
 from lightning_init.search.confirm import HopelessError
-from lightning_init.search.evaluate import Outcome
 from lightning_init.search.job import ConfigError
 from lightning_init.search.space import STRATEGY, Space, around
+from lightning_init.search.trial import Outcome
 from tests.search.fakes import (
     LR,
     SPACE,
@@ -310,12 +310,12 @@ def test_a_function_that_cannot_be_sent_to_workers_is_refused():
 
 def test_progress_counts_up():
     said = []
-    find(valley, trials=5, progress=lambda *line: said.append(line))
-    assert [done for phase, done, total, _ in said if phase == "screening"][-1] == 5
-    counts = [done for phase, done, *_ in said if phase == "confirming"]
+    find(valley, trials=5, progress=said.append)
+    assert [state.done for state in said if state.phase == "screening"][-1] == 5
+    counts = [state.done for state in said if state.phase == "confirming"]
     assert counts == sorted(counts)
     assert counts[-1] == 12
-    assert "orthogonal" in [text for phase, *_, text in said if phase == "screening"][-1]
+    assert "orthogonal" in [state.best for state in said if state.phase == "screening"][-1]
 
 
 @pytest.mark.slow
