@@ -23,6 +23,7 @@ from lightning_init.search.evaluate import TRAIN_LOSS, JobEvaluate
 from lightning_init.search.job import ConfigError, Job
 from lightning_init.search.keys import dotted_keys
 from lightning_init.search.loop import State
+from lightning_init.search.objectives import Objective
 from lightning_init.search.records import OtherStudyError
 from lightning_init.search.result import SearchResult
 from lightning_init.search.space import STRATEGY, Space, around, parse_axis
@@ -59,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     options = job.config
     settings = _settings(job, arguments)
     config = job.plain()
-    evaluate = JobEvaluate(config, settings.monitor)
+    evaluate = JobEvaluate(config, (Objective("last", settings.monitor, settings.mode),))
     console = Console(highlight=False)
     for line in (_headline(settings, options), *settings.notes):
         console.print(line)
