@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from lightning_init.cli.flags import answer
+from lightning_init.cli.quick import answer
 
 COMMANDS = {
     "list": "strategies and detectors, with parameters, ranges and references",

@@ -10,8 +10,9 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
 
 from lightning_init.callbacks.init import InitCallback
-from lightning_init.cli.flags import FULL, add_flags
+from lightning_init.cli.flags import add_flags
 from lightning_init.cli.main import COMMANDS
+from lightning_init.cli.quick import FULL
 from lightning_init.search.job import SHORT, ConfigError, Job, interruptible, require_data
 from lightning_init.search.mistakes import explain
 from lightning_init.search.serve import quiet

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from jsonargparse import ArgumentParser
 
-from lightning_init.cli.flags import FLAGS, add_flags, answer, help_of
+from lightning_init.cli.flags import FLAGS, add_flags
 from lightning_init.cli.main import COMMANDS, main
+from lightning_init.cli.quick import answer, help_of
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "digits.yaml")
 HEAVY = {"torch", "lightning", "optuna", "jsonargparse", "numpy", "scipy", "rich", "yaml"}
