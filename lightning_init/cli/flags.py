@@ -78,6 +78,7 @@ def _spec(help: str) -> Flag:
 
 
 _JSON = Flag("--json", "print JSON", bool)
+OBJECTIVES = ("last", "area", "steps_to", "gap", "pruned", "ensemble")
 _BUDGET, _SPACE, _GOAL, _RUN = "budget", "what is tried", "what is best", "running"
 
 FLAGS: dict[str, tuple[Flag, ...]] = {
@@ -146,6 +147,14 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             "metric (the checkpoint callback's, else val_loss, else the training loss)",
             group=_GOAL,
             shows="NAME",
+        ),
+        Flag(
+            "--objective",
+            "read off it; steps_to=TARGET, pruned=SPARSITY, ensemble=K; several with commas (last)",
+            kinds=OBJECTIVES,
+            many=True,
+            group=_GOAL,
+            shows="KIND",
         ),
         Flag("--mode", "which is better (by name)", choices=("min", "max"), group=_GOAL),
         Flag(

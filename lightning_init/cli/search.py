@@ -29,7 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     job = job_for("search", arguments)
     settings = settings_for(job, job.config, config_name(arguments))
-    return search(settings, JobEvaluate(settings.config, settings.budget.monitor))
+    return search(settings, JobEvaluate(settings.config, settings.objectives))
 
 
 def search(settings: Settings, evaluate: JobEvaluate) -> int:

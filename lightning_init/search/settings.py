@@ -18,6 +18,7 @@ from lightning_init.search.devices import devices
 from lightning_init.search.evaluate import TRAIN_LOSS
 from lightning_init.search.job import ConfigError, Job
 from lightning_init.search.keys import dotted_keys
+from lightning_init.search.objectives import Objective, parse_objectives
 from lightning_init.search.space import STRATEGY, Axis, Space, around, parse_axis
 from lightning_init.search.statistics import Mode
 from lightning_init.strategies.spec import InitSpec
@@ -32,6 +33,7 @@ class Settings:
 
     Attributes:
         config: The user's configuration as plain data.
+        objectives: What is read off each trial.
         space: What is tried.
         budget: How much, and how it is judged.
         workers: Worker processes, 0 for none.
@@ -41,6 +43,7 @@ class Settings:
     """
 
     config: dict[str, Any]
+    objectives: tuple[Objective, ...]
     space: Space
     budget: Budget
     workers: int
@@ -74,10 +77,11 @@ class Settings:
     def headline(self) -> str:
         """The first line of output."""
         budget = self.budget
+        goals = ", ".join(f"{goal.name} ({goal.mode})" for goal in budget.goals)
         axes = ", ".join(f"{key} {_extent(axis)}" for key, axis in self.space.config.items())
         longer = f" of {budget.horizon} steps" if budget.horizon != budget.steps else ""
         return (
-            f"Searching {budget.monitor} ({budget.mode}) over {len(self.space.strategies)} "
+            f"Searching {goals} over {len(self.space.strategies)} "
             f"strategies{f' and {axes}' if axes else ''}: {budget.trials} trials of "
             f"{budget.steps} steps with your schedule cut there, then the best {budget.top} and "
             f"keep on {budget.confirm_seeds} fresh seeds{longer}; {self.workers} workers; "
@@ -107,16 +111,17 @@ def settings_for(job: Job, options: Namespace, name: str) -> Settings:
     if budget.trials < len(space.names):
         late = ", ".join(point[STRATEGY] for point in space.recipes()[budget.trials :])
         notes.append(f"{budget.trials} trials are too few to try each strategy: not {late}")
-    goal = _goal(job, options)
+    objectives = _objectives(job, options)
     out = Path(options.get("out") or Path("lightning_init_runs") / name)
     own = {
         **vars_of(budget),
-        "goals": (goal,),
+        "goals": tuple(Goal(one.name, one.direction) for one in objectives),
         "lr_key": lr_key,
-        "identity": _identity(config, goal, budget, space),
+        "identity": _identity(config, objectives, budget, space),
     }
     return Settings(
         config=config,
+        objectives=objectives,
         space=space,
         budget=Budget(**own),
         workers=_workers(options),
@@ -178,7 +183,7 @@ def _budget(job: Job, options: Namespace) -> Budget:
     )
 
 
-def _goal(job: Job, options: Namespace) -> Goal:
+def _objectives(job: Job, options: Namespace) -> tuple[Objective, ...]:
     chosen, mode = options.get("monitor"), options.get("mode")
     logged = job.logged_metrics()
     if chosen is None and (found := job.monitored()) is not None:
@@ -188,7 +193,7 @@ def _goal(job: Job, options: Namespace) -> Goal:
     if chosen not in (*logged, TRAIN_LOSS):
         raise ConfigError(f"--monitor: {unknown('metric', chosen, logged)} (the module logs these)")
     larger: Mode = "max" if any(part in chosen.lower() for part in _LARGER) else "min"
-    return Goal(chosen, mode or larger)
+    return parse_objectives(options.get("objective") or [], chosen, mode or larger)
 
 
 def _workers(options: Namespace) -> int:
@@ -200,12 +205,13 @@ def _workers(options: Namespace) -> int:
     return int(workers)
 
 
-def _identity(config: Mapping[str, Any], goal: Goal, budget: Budget, space: Space) -> str:
+def _identity(
+    config: Mapping[str, Any], objectives: tuple[Objective, ...], budget: Budget, space: Space
+) -> str:
     """What must be the same for a study to go on."""
     data = {
         "config": {key: value for key, value in config.items() if key != "seed_everything"},
-        "monitor": goal.name,
-        "mode": goal.mode,
+        "objectives": [str(one) for one in objectives],
         "steps": budget.steps,
         "seed": budget.seed,
         "sampler": budget.sampler,

@@ -4,13 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from jsonargparse import ArgumentParser
 
-from lightning_init.cli.flags import FLAGS, add_flags
+from lightning_init.cli.flags import FLAGS, OBJECTIVES, add_flags
 from lightning_init.cli.main import COMMANDS, main
 from lightning_init.cli.quick import answer, help_of
+from lightning_init.search.objectives import Kind
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "digits.yaml")
 HEAVY = {"torch", "lightning", "optuna", "jsonargparse", "numpy", "scipy", "rich", "yaml"}
@@ -50,6 +52,7 @@ def test_help_imports_nothing_heavy(command):
         ("search --trials 0", "`--trials >= 1` must hold, but got 0"),
         ("search --sampler=cma", "--sampler: unknown value 'cma': Legal are gp, tpe"),
         ("search --mode mim", "--mode: unknown value 'mim': did you mean 'min'?"),
+        ("search --objective=area,steps_two=3", "--objective: unknown objective 'steps_two': did"),
         ("search --no-pruning=3", "--no-pruning takes no value, but got '3'"),
         ("search --steps", "--steps needs a value"),
         ("search --steps --seed=1", "--steps needs a value"),
@@ -142,6 +145,10 @@ def test_what_the_check_lets_through_the_parser_takes(command):
         assert {
             k: v for k, v in parser.parse_args(given).as_dict().items() if k in wanted
         } == wanted
+
+
+def test_the_kinds_of_objectives_are_those_that_there_are():
+    assert get_args(Kind) == OBJECTIVES
 
 
 def test_help_before_a_mistake_is_help_after_it_the_mistake():
