@@ -101,8 +101,7 @@ class Screening:
 
     def _trial(self, values: Mapping[str, Any]) -> Trial:
         spec, overrides = self.space.spec(values), self.space.overrides(values)
-        # What everything is measured against is never stopped.
-        gated = values[STRATEGY] not in ("keep", "auto")
+        gated = self.space.gated(values)
         return Trial(spec, overrides, self.budget.seed, self.budget.steps, gated)
 
     def _crashed(self, trial: optuna.Trial, answer: Answer) -> None:
