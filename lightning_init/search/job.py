@@ -54,6 +54,7 @@ class Job:
         cli: The user's own LightningCLI, as `recipe_from` takes it; `""` for Lightning's.
 
     Attributes:
+        cli: As given.
         dropped: Keys of the configuration's files that only another LightningCLI knows.
 
     Raises:
@@ -70,6 +71,7 @@ class Job:
     ) -> None:
         recipe = recipe_from(cli) if isinstance(cli, str) and cli else cli or PLAIN
         assert isinstance(recipe, Recipe)
+        self.cli = cli
         self.dropped: list[str] = []
         self._own = recipe.is_own
         given = dict(arguments) if isinstance(arguments, Mapping) else self._clean(arguments)

@@ -92,8 +92,12 @@ def _options(parser: ArgumentParser, typed: str) -> Iterable[str]:
     """The options that may have been meant: the Trainer's many only if they were."""
     every = [option for action in parser._actions for option in action.option_strings]
     inner = typed.startswith(("--trainer.", "--model.", "--data."))
-    return [
-        o for o in every if not o.endswith(".help") and (inner or not o.startswith("--trainer."))
+    return [  # a link is listed beside the options, without dashes
+        o
+        for o in every
+        if o.startswith("-")
+        and not o.endswith(".help")
+        and (inner or not o.startswith("--trainer."))
     ]
 
 

@@ -11,6 +11,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import pickle
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -62,6 +63,51 @@ def offer(recipe: Recipe) -> None:
     """End here if somebody wants to know how a LightningCLI is called."""
     if _asked:
         raise _Found(recipe)
+
+
+def for_workers(recipe: Recipe) -> None:
+    """Make sure that worker processes can make it too, by importing the script that is running.
+
+    Raises:
+        ConfigError: If they cannot; what to change, or to run without workers.
+    """
+    name = recipe.kind.__name__
+    out = "or pass --workers 0"
+    main = sys.modules["__main__"]
+    path = getattr(main, "__file__", None)
+    if recipe.kind.__module__ == "__main__" and (path is None or not Path(path).is_file()):
+        raise ConfigError(f"worker processes cannot import {name}: put it into a file, {out}")
+    if path is not None and (line := _line_of_script(path)) is not None:
+        raise ConfigError(
+            f"worker processes would run {Path(path).name} again when they import it: put line "
+            f'{line} under `if __name__ == "__main__":`, {out}'
+        )
+    try:
+        pickle.dumps(recipe)
+    except Exception as error:
+        raise ConfigError(
+            f"worker processes cannot be told how {name} is made ({one_line(error)}): define "
+            f"that at the top of a module, {out}"
+        ) from error
+
+
+def _line_of_script(path: str) -> int | None:
+    """The line of the running script that made the LightningCLI, if nothing guards it."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__":
+            break
+        frame = frame.f_back
+    if frame is None or not Path(path).is_file() or frame.f_code.co_filename != path:
+        return None
+    for node in ast.parse(Path(path).read_text(encoding="utf-8")).body:
+        if node.lineno <= frame.f_lineno <= (node.end_lineno or node.lineno):
+            return None if _is_guard(node) else frame.f_lineno
+    return None
+
+
+def _is_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
 
 
 def _new(cls: type[LightningCLI], *args: Any, **kwargs: Any) -> LightningCLI:
@@ -176,6 +222,6 @@ def _as_script(module: ModuleType) -> None:
     assert path is not None
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     for node in tree.body:
-        if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test):
+        if isinstance(node, ast.If) and _is_guard(node):
             code = compile(ast.Module(node.body, []), path, "exec")
             exec(code, vars(module))

@@ -7,6 +7,7 @@ reach LightningCLI itself.
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_init.callbacks.init import InitCallback
 from lightning_init.callbacks.monitor import HealthMonitor
 from lightning_init.search.keys import nested
-from lightning_init.search.mistakes import ConfigError, explain
+from lightning_init.search.mistakes import ConfigError, explain, one_line
 from lightning_init.search.own_cli import Recipe
 
 Built = tuple[pl.LightningModule, pl.LightningDataModule | None, pl.Trainer]
@@ -82,7 +83,13 @@ class _Front(LightningCLI):
         super().add_arguments_to_parser(parser)
         if self.asked.add_options is not None:
             before = {action.dest for action in parser._actions}
-            self.asked.add_options(parser)
+            try:
+                self.asked.add_options(parser)
+            except (ArgumentError, argparse.ArgumentError, ValueError) as error:
+                name = type(self).__name__
+                raise ConfigError(
+                    f"{name} has an option of the same name: {one_line(error)}"
+                ) from error
             self.options = tuple({action.dest for action in parser._actions} - before)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
