@@ -28,7 +28,17 @@ th,td{padding:.15rem .5rem;text-align:right;border-bottom:1px solid #ddd;white-s
 th:first-child,td:first-child,td.said{text-align:left}thead th{border-bottom:2px solid #999}
 tr.error td{background:#fdf3f2}tr.warning td{background:#fdf8ef}
 code{background:#f0f0f0;padding:.05rem .3rem}
-@media print{body{margin:0;max-width:none;font-size:12px}.verdict,.finding{border:1px solid #999;
+pre{background:#f0f0f0;padding:.6rem .8rem;overflow-x:auto}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));gap:.5rem}
+.grid .figure{min-width:0}.key{white-space:nowrap;margin-right:.6rem}
+.tall{max-height:36rem;overflow-y:auto}.tall thead th{position:sticky;top:0;background:#fff}
+table.sorted th{cursor:pointer}th[aria-sort=ascending]::after{content:" ▲"}
+th[aria-sort=descending]::after{content:" ▼"}
+table.said td.said,.facts td{white-space:normal;overflow-wrap:anywhere}.facts{width:auto}
+.facts th,.facts td{text-align:left;vertical-align:top}
+summary{cursor:pointer}details p{margin:.4rem 0}
+@media(max-width:40rem){body{padding:0 .7rem;margin:1rem auto}h1{font-size:1.5rem}}
+@media print{body{margin:0;max-width:none;font-size:12px}.tall{max-height:none}.verdict,.finding{border:1px solid #999;
 border-left-width:5px}}
 """
 _DRAW = """
