@@ -46,9 +46,7 @@ class Confirmation(Runs):
     def _trial(self, one: Candidate, seed: int) -> Trial:
         horizon, steps = self._budget.horizon, self._budget.steps
         marks = (steps,) if steps < horizon else ()
-        return Trial(
-            one.spec, one.config, seed, horizon, gated=False, marks=marks, measured=True
-        )
+        return Trial(one.spec, one.config, seed, horizon, gated=False, marks=marks, measured=True)
 
 
 def fresh_seeds(budget: Budget) -> list[int]:

@@ -94,7 +94,9 @@ def decide(
     return Decision(best, beaten, rate, init, shown)
 
 
-def preference(one: Candidate, found: Sequence[Comparison], goals: Sequence[Goal]) -> tuple[float, ...]:
+def preference(
+    one: Candidate, found: Sequence[Comparison], goals: Sequence[Goal]
+) -> tuple[float, ...]:
     """Sorts candidates: fewest failures, then most goals gained, then the best first goal."""
     gained = 0 if len(goals) == 1 else -sum(each.low > 0 for each in found)
     mean = found[0].mean

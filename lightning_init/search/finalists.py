@@ -104,9 +104,7 @@ def _spread(front: list[FrozenTrial], signs: Sequence[int]) -> list[FrozenTrial]
     high = [max(s * t.values[g] for t in front) for g, s in enumerate(signs)]
 
     def far(trial: FrozenTrial) -> float:
-        parts = [
-            (signs[g] * trial.values[g] - low[g]) / ((high[g] - low[g]) or 1.0) for g in goals
-        ]
+        parts = [(signs[g] * trial.values[g] - low[g]) / ((high[g] - low[g]) or 1.0) for g in goals]
         return math.hypot(*parts)
 
     best = [min(front, key=lambda t, g=g: signs[g] * t.values[g]) for g in goals]  # type: ignore[misc]

@@ -42,13 +42,9 @@ class SlowPruner:
         losses = dict(trial.intermediate_values)
         if losses and (not reason or reason.startswith(PRUNED)):
             last = losses[max(losses)]
-            self._others.add_trial(
-                optuna.create_trial(value=last, intermediate_values=losses)
-            )
+            self._others.add_trial(optuna.create_trial(value=last, intermediate_values=losses))
 
     def slow(self, losses: Mapping[int, float]) -> bool:
         """Whether a running trial's best loss so far is above the median of the others'."""
-        running = optuna.create_trial(
-            state=TrialState.RUNNING, intermediate_values=dict(losses)
-        )
+        running = optuna.create_trial(state=TrialState.RUNNING, intermediate_values=dict(losses))
         return self._pruner.prune(self._others, running)

@@ -7,6 +7,7 @@ enough to read a result back.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -30,6 +31,12 @@ class OtherStudyError(ValueError):
 def open_study(storage: optuna.storages.BaseStorage, budget: Budget, space: Space) -> optuna.Study:
     """The screening: what was lost is queued again, the recipes come first."""
     study = open_part(storage, "search", budget)
+    kept = {"budget": budget.to_dict()}
+    if plain := getattr(space, "to_dict", None):
+        kept["space"] = plain()
+    for name, data in kept.items():
+        if study.user_attrs.get(name) != json.loads(json.dumps(data)):
+            study.set_user_attr(name, data)
     requeue_running(study)  # their process is gone: this one owns the study now
     for point in space.recipes()[: budget.trials]:
         study.enqueue_trial(point, skip_if_exists=True)
@@ -37,7 +44,7 @@ def open_study(storage: optuna.storages.BaseStorage, budget: Budget, space: Spac
 
 
 def open_part(storage: optuna.storages.BaseStorage, name: str, budget: Budget) -> optuna.Study:
-    """One of the two studies of a search, made or gone on with.
+    """One of the studies of a search, made or gone on with.
 
     Raises:
         OtherStudyError: If the storage holds the study of something else.

@@ -135,7 +135,7 @@ def _laid_out(figure: go.Figure, x: str, y: str) -> go.Figure:
 
 
 def _table(result: SearchResult) -> str:
-    head = ("init", f"{result.monitor}, mean ± sd", "better than keep by", "failed")
+    head = result.heads()
     rows: list[tuple[Any, ...]] = list(result.rows())
     cells = ["".join(f"<td>{markup.escape(str(cell))}</td>" for cell in row) for row in rows]
     body = "".join(f"<tr>{row}</tr>" for row in cells)

@@ -96,7 +96,7 @@ class SearchResult:
         goals = tuple(goals)
         level = level_for(len(candidates), len(goals))
         compared = [(one, against(one, baseline, goals, level)) for one in candidates]
-        compared.sort(key=lambda pair: preference(*pair, goals))
+        compared.sort(key=lambda pair: preference(pair[0], pair[1], goals))
         ordered = tuple(one for one, _ in compared)
         decision = decide(baseline, ordered, goals, rate_key)
         return cls(
@@ -171,7 +171,10 @@ class SearchResult:
             Name, mean and spread, difference to `keep`, probability of being better, failures.
         """
         pairs = [
-            *((one, found[goal]) for one, found in zip(self.candidates, self.versus_keep, strict=True)),
+            *(
+                (one, found[goal])
+                for one, found in zip(self.candidates, self.versus_keep, strict=True)
+            ),
             (self.baseline, self.owns[goal]),
         ]
         found: list[tuple[str, ...]] = []
@@ -205,7 +208,9 @@ class SearchResult:
         best = chances_of_best([one.metrics for one in everyone], self.mode)
         rows = [
             _candidate(one, found, share)
-            for one, found, share in zip(everyone, [*self.versus_keep, self.owns], best, strict=True)
+            for one, found, share in zip(
+                everyone, [*self.versus_keep, self.owns], best, strict=True
+            )
         ]
         decision = self.decision
         return {
@@ -215,7 +220,9 @@ class SearchResult:
             "steps": self.steps,
             "verdict": self.verdict(),
             "lines": self.lines(),
-            "winner": next(row for row, one in zip(rows, everyone, strict=True) if one is self.best),
+            "winner": next(
+                row for row, one in zip(rows, everyone, strict=True) if one is self.best
+            ),
             "baseline": rows[-1],
             "candidates": rows[:-1],
             "gain": {
@@ -227,6 +234,21 @@ class SearchResult:
             "rates": {name: [list(pair) for pair in found] for name, found in self.rates.items()},
             "trials": list(self.trials),
         }
+
+    @classmethod
+    def load(cls, folder: str | Path, storage: str | None = None) -> SearchResult:
+        """The result of a search from what its folder holds; runs nothing.
+
+        Args:
+            folder: The run's folder.
+            storage: The database, where the search was not kept in the folder.
+
+        Raises:
+            ValueError: If there is no search, or if it has not ended.
+        """
+        from lightning_init.search.study import read_back
+
+        return read_back(folder, storage)
 
     def save(self, folder: str | Path) -> None:
         """Write `best.yaml`, `results.json` and `report.html`.

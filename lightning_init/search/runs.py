@@ -11,10 +11,10 @@ from collections.abc import Iterable
 import optuna
 
 from lightning_init.search.candidates import Run, content
+from lightning_init.search.executors import Answer
 from lightning_init.search.job import ConfigError
 from lightning_init.search.records import RunKey, known_runs, remember
 from lightning_init.search.trial import Outcome, Trial
-from lightning_init.search.workers import Answer
 
 
 def key_of(trial: Trial) -> RunKey:

@@ -14,16 +14,15 @@ import optuna
 from optuna.trial import TrialState
 
 from lightning_init.search.budget import Budget
+from lightning_init.search.executors import Answer
 from lightning_init.search.finalists import HopelessError
 from lightning_init.search.job import ConfigError
 from lightning_init.search.pruner import PRUNED, SlowPruner
 from lightning_init.search.records import attributes, healthy, ranked, requeue, requeue_running
 from lightning_init.search.space import STRATEGY, Space
 from lightning_init.search.trial import Outcome, Trial
-from lightning_init.search.workers import Answer
 
 _HOPELESS = 3  # crashes in a row, without any success before, end the search
-_UNTOUCHED = ("keep", "auto")  # what everything is measured against is never ended early
 
 
 class Screening:
@@ -45,9 +44,7 @@ class Screening:
         self._pruner: SlowPruner | None = None
         if budget.pruning and len(budget.goals) == 1:
             states = (TrialState.COMPLETE, TrialState.PRUNED)
-            self._pruner = SlowPruner(
-                budget.steps, study.get_trials(deepcopy=False, states=states)
-            )
+            self._pruner = SlowPruner(budget.steps, study.get_trials(deepcopy=False, states=states))
 
     @property
     def done(self) -> int:
@@ -85,8 +82,8 @@ class Screening:
         if step not in losses and math.isfinite(value):
             losses[step] = value
             trial.report(value, step)
-        if self._pruner is None or trial.params[STRATEGY] in _UNTOUCHED:
-            return False
+        if self._pruner is None or not self.space.gated(trial.params):
+            return False  # what everything is measured against is never ended early
         if job not in self._slow and step < self.budget.steps and self._pruner.slow(losses):
             self._slow[job] = step
         return job in self._slow
@@ -141,7 +138,7 @@ class Screening:
 
     def _trial(self, values: Mapping[str, Any]) -> Trial:
         spec, overrides = self.space.spec(values), self.space.overrides(values)
-        gated = values[STRATEGY] not in _UNTOUCHED
+        gated = self.space.gated(values)
         return Trial(spec, overrides, self.budget.seed, self.budget.steps, gated)
 
     def _crashed(self, trial: optuna.Trial, answer: Answer) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import optuna
 
@@ -19,6 +20,7 @@ from lightning_init.search.runs import Runs, key_of
 from lightning_init.search.space import Axis, Space
 from lightning_init.search.statistics import Mode
 from lightning_init.search.trial import Trial
+from lightning_init.strategies.spec import InitSpec
 
 RATES = 5  # per init
 Rates = tuple[tuple[float, float | None], ...]
@@ -93,7 +95,7 @@ class Sweep(Runs):
         wanted = grid(
             self._space.config[key], [float(self._keep.config[key]), float(one.config[key])]
         )
-        gated = one.spec.strategy not in ("keep", "auto")
+        gated = one.spec not in (InitSpec("keep"), InitSpec("auto"))
         return [
             Trial(one.spec, {**one.config, key: rate}, budget.seed, budget.steps, gated)
             for rate in wanted
@@ -119,10 +121,8 @@ def grid(axis: Axis, included: Sequence[float], count: int = RATES) -> list[floa
         return sorted({float(one) for one in axis.choices} | set(included))
     found = sorted({axis.low, axis.high, *included})
     while len(found) < count:
-        pairs = list(zip(found, found[1:], strict=False))
-        gap = [
-            math.log(high / low) if axis.log and low > 0 else high - low for low, high in pairs
-        ]
+        pairs = list(pairwise(found))
+        gap = [math.log(high / low) if axis.log and low > 0 else high - low for low, high in pairs]
         low, high = pairs[gap.index(max(gap))]
         middle = math.sqrt(low * high) if axis.log and low > 0 else (low + high) / 2
         found = sorted({*found, float(f"{middle:.4g}")})

@@ -119,7 +119,9 @@ def _facts(result: SearchResult) -> Iterator[str]:
 
 
 def _each(values: dict[str, float | None]) -> str:
-    return ", ".join(f"{name} {short(value)}" for name, value in values.items() if value is not None)
+    return ", ".join(
+        f"{name} {short(value)}" for name, value in values.items() if value is not None
+    )
 
 
 def _mean(runs: Sequence[Run], name: str) -> float | None:

@@ -118,7 +118,7 @@ def test_a_keep_that_never_trains_loses(tmp_path):
     data = strict((tmp_path / "results.json").read_text())
     assert data["baseline"]["statistics"]["mean"] is None
     assert data["baseline"]["statistics"]["failures"] == 3
-    assert result.rows()[-1][3] == "3 of 3"
+    assert result.rows()[-1][4] == "3 of 3"
 
 
 def test_the_page_is_one_file_with_every_section(result, tmp_path):
