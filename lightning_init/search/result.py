@@ -14,13 +14,13 @@ import optuna
 from lightning_init.callbacks.init import InitCallback
 from lightning_init.search import overlay, verdict
 from lightning_init.search.budget import Goal
-from lightning_init.search.candidates import Candidate, Run, short
+from lightning_init.search.candidates import Candidate, short
 from lightning_init.search.decision import Decision, against, decide, level_for, preference
+from lightning_init.search.plain import plain
 from lightning_init.search.statistics import (
     Comparison,
     Mode,
     Stability,
-    chances_of_best,
     stability,
 )
 from lightning_init.search.sweep import Rates
@@ -204,36 +204,7 @@ class SearchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        everyone = [*self.candidates, self.baseline]
-        best = chances_of_best([one.metrics for one in everyone], self.mode)
-        rows = [
-            _candidate(one, found, share)
-            for one, found, share in zip(
-                everyone, [*self.versus_keep, self.owns], best, strict=True
-            )
-        ]
-        decision = self.decision
-        return {
-            "monitor": self.monitor,
-            "mode": self.mode,
-            "goals": [{"name": goal.name, "mode": goal.mode} for goal in self.goals],
-            "steps": self.steps,
-            "verdict": self.verdict(),
-            "lines": self.lines(),
-            "winner": next(
-                row for row, one in zip(rows, everyone, strict=True) if one is self.best
-            ),
-            "baseline": rows[-1],
-            "candidates": rows[:-1],
-            "gain": {
-                "learning_rate": decision.rate and _statistics(decision.rate),
-                "init": decision.init and _statistics(decision.init),
-            },
-            "stability": self.stability
-            and {"tau": self.stability.tau, "text": self.stability.text},
-            "rates": {name: [list(pair) for pair in found] for name, found in self.rates.items()},
-            "trials": list(self.trials),
-        }
+        return plain(self)
 
     @classmethod
     def load(cls, folder: str | Path, storage: str | None = None) -> SearchResult:
@@ -280,35 +251,3 @@ def _stability(
         steps,
         mode,
     )
-
-
-def _candidate(one: Candidate, found: tuple[Comparison, ...], best: float) -> dict[str, Any]:
-    return {
-        "trial": one.number,
-        "kind": one.kind,
-        "label": one.label,
-        "spec": one.spec.to_dict(),
-        "config": dict(one.config),
-        "chance_of_best": best,
-        "statistics": _statistics(found[0]),
-        "goals": [_statistics(each) for each in found],
-        "runs": [_run(run) for run in one.runs],
-    }
-
-
-def _run(run: Run) -> dict[str, Any]:
-    return {
-        "seed": run.seed,
-        "metric": run.metric,
-        "others": list(run.others),
-        "reason": run.reason,
-        "curve": [list(point) for point in run.curve],
-        "readings": [list(point) for point in run.readings],
-        **run.info,
-    }
-
-
-def _statistics(found: Comparison) -> dict[str, float | None]:
-    names = ("n", "failures", "mean", "sd", "gain", "low", "high", "wins", "chance")
-    values = {name: getattr(found, name) for name in names}
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
