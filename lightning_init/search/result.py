@@ -198,9 +198,11 @@ class SearchResult:
 
     def plot(self) -> Figure:
         """The loss curves of the confirmation runs, as a plotly figure."""
-        from lightning_init.search.report import curves
+        from plotly.graph_objects import Figure
 
-        return curves(self)
+        from lightning_init.search.confirmed import curves
+
+        return Figure(curves(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -227,7 +229,8 @@ class SearchResult:
         Args:
             folder: Made if it does not exist.
         """
-        from lightning_init.search.report import html
+        from lightning_init.search.overview import Overview
+        from lightning_init.search.page import page
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -235,7 +238,9 @@ class SearchResult:
         path.write_text(overlay.text(self, path), encoding="utf-8")
         results = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         (folder / "results.json").write_text(results, encoding="utf-8")
-        (folder / "report.html").write_text(html(self), encoding="utf-8")
+        (folder / "report.html").write_text(
+            page(Overview.of(self, folder), folder.name), encoding="utf-8"
+        )
 
 
 def _stability(
