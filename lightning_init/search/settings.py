@@ -105,7 +105,10 @@ def settings_for(job: Job, options: Namespace, name: str) -> Settings:
     """
     notes = []
     if job.dropped:
-        notes.append(f"ignored keys of the configuration: {', '.join(job.dropped)}")
+        notes.append(
+            f"ignored keys of the configuration: {', '.join(job.dropped)} (if your own "
+            "LightningCLI has them: --cli train.py:main)"
+        )
     config = job.plain()
     axes, lr_key, said = _axes(job, options)
     notes += said
