@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_init.search.fit import Made, short_fit
+from lightning_init.search.isolated import isolated
 from lightning_init.search.job import Job
 from lightning_init.search.objectives import Objective
 from lightning_init.search.own_cli import Recipe
@@ -44,4 +45,5 @@ class JobEvaluate:
         def build(seed: int, callbacks: Sequence[pl.Callback], settings: Mapping[str, Any]) -> Made:
             return job.build(seed, trial.config, callbacks, **settings)
 
-        return short_fit(build, trial, report, self.objectives)
+        with isolated():
+            return short_fit(build, trial, report, self.objectives)
