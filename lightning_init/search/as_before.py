@@ -4,72 +4,36 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import signal
-import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
 
-from lightning_init.architecture.preserve import keep_rng
 from lightning_init.architecture.state import Undo, keep_state
+from lightning_init.search.isolated import isolated
 
 _LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning")
 
 
 @contextmanager
 def as_before() -> Iterator[None]:
-    """Put back on leaving, however it is left, what a training changes around the model."""
-    rng, environment, folder = keep_rng(), dict(os.environ), os.getcwd()
+    """Put back on leaving, however it is left, what trainings change around model and data."""
     main = threading.current_thread() is threading.main_thread()
     signals = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
-    flags = _flags()
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    path = list(sys.path)
     try:
-        with warnings.catch_warnings():
+        with isolated():
             yield
     finally:
-        rng()
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        os.environ.update(environment)
-        os.chdir(folder)
-        sys.path[:] = path
         for number, handler in signals.items():
             signal.signal(number, handler)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-        _set_flags(flags)
-
-
-def _flags() -> tuple[Any, ...]:
-    return (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.backends.cudnn.benchmark,
-        torch.is_grad_enabled(),
-        torch.get_default_dtype(),
-        torch.get_num_threads(),
-        torch.is_anomaly_enabled(),
-    )
-
-
-def _set_flags(flags: tuple[Any, ...]) -> None:
-    deterministic, warn_only, benchmark, grad, dtype, threads, anomaly = flags
-    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-    torch.backends.cudnn.benchmark = benchmark
-    torch.set_grad_enabled(grad)
-    torch.set_default_dtype(dtype)
-    torch.set_num_threads(threads)
-    torch.autograd.set_detect_anomaly(anomaly)
 
 
 def keep_data(data: pl.LightningDataModule | None, loaders: Any) -> list[Undo]:

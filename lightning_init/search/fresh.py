@@ -16,12 +16,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.preserve import keep_rng
+from lightning_init.architecture.provenance import checksum
 from lightning_init.search.mistakes import ConfigError, one_line
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
-_ATTACHED = ("_trainer", "_fabric", "_log_hyperparams", "_hparams_name", "_jit_is_scripting")
+# What a Trainer changes, and the hyperparameters as they once were: it is built by today's.
+_PASSING = ("_trainer", "_fabric", "_log_hyperparams", "_hparams_name", "_hparams_initial")
 
 
 class Fresh:
@@ -47,7 +50,7 @@ class Fresh:
         finally:
             restore()
         if self.why_copied:
-            self._template = _copied(model)
+            self._template = copied(model)
 
     def __call__(self) -> pl.LightningModule:
         """A fresh module; built again, its weights are drawn from the global random state."""
@@ -99,7 +102,7 @@ def _difference(model: nn.Module, again: nn.Module) -> str:
 
 
 def _facts(tensor: Tensor) -> tuple[object, ...]:
-    shape = "lazy" if isinstance(tensor, nn.parameter.UninitializedTensorMixin) else tensor.shape
+    shape = None if is_lazy(tensor) else tensor.shape
     return shape, tensor.dtype, tensor.device, tensor.requires_grad, tensor._version
 
 
@@ -112,13 +115,15 @@ def _attributes(module: nn.Module) -> dict[str, object]:
     """Plain attributes as they are, of others the type."""
     found: dict[str, object] = {}
     for name, value in vars(module).items():
-        hidden = name in _ATTACHED or name in ("_parameters", "_buffers", "_modules")
+        hidden = name in _PASSING or name in ("_parameters", "_buffers", "_modules")
         if hidden or name.endswith("_hooks") or "_hooks_" in name:
             continue
-        if _is_plain(value):
+        if inspect.isroutine(value):
+            found[name] = getattr(value, "__qualname__", type(value))
+        elif _is_plain(value):
             found[name] = repr(value)
         else:
-            found[name] = value if isinstance(value, type) else type(value)
+            found[name] = checksum(value) if isinstance(value, Tensor) else type(value)
     return found
 
 
@@ -134,7 +139,12 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, (*_PLAIN, type)) or inspect.isroutine(value)
 
 
-def _copied(model: pl.LightningModule) -> pl.LightningModule:
+def copied(model: pl.LightningModule) -> pl.LightningModule:
+    """A deep copy, without the Trainer that the module is attached to.
+
+    Raises:
+        ConfigError: If it cannot be copied.
+    """
     with _detached(model):
         try:
             return copy.deepcopy(model)

@@ -25,25 +25,26 @@ def settings_of(trainer: pl.Trainer) -> dict[str, Any]:
     Raises:
         ConfigError: If one of its callbacks cannot be copied.
     """
-    connector = trainer._accelerator_connector
+    connector, held = trainer._accelerator_connector, vars(trainer)
     seconds = getattr(trainer, "_val_check_time_interval", None)
     found: dict[str, Any] = {
         "accelerator": connector._accelerator_flag,
         "max_epochs": trainer.max_epochs,
+        "max_steps": trainer.max_steps,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "gradient_clip_val": trainer.gradient_clip_val,
         "gradient_clip_algorithm": trainer.gradient_clip_algorithm,
         "val_check_interval": timedelta(seconds=seconds) if seconds else trainer.val_check_interval,
         "check_val_every_n_epoch": trainer.check_val_every_n_epoch,
-        "reload_dataloaders_every_n_epochs": trainer.reload_dataloaders_every_n_epochs,
-        "log_every_n_steps": trainer.log_every_n_steps or None,
+        "reload_dataloaders_every_n_epochs": held["reload_dataloaders_every_n_epochs"],
+        "log_every_n_steps": held["log_every_n_steps"] or None,
         "inference_mode": trainer.validate_loop.inference_mode,
         "detect_anomaly": trainer._detect_anomaly,
         "default_root_dir": trainer.default_root_dir,
-        "callbacks": [_copied(one) for one in kept(trainer.callbacks)],
+        "callbacks": [_copied(one) for one in kept(held["callbacks"])],
     }
-    if trainer.overfit_batches:
-        found["overfit_batches"] = trainer.overfit_batches
+    if overfit := held["overfit_batches"]:
+        found["overfit_batches"] = overfit
     else:
         found["limit_train_batches"] = trainer.limit_train_batches
         found["limit_val_batches"] = trainer.limit_val_batches
