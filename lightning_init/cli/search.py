@@ -10,6 +10,7 @@ from rich.table import Table
 
 from lightning_init.cli.live import Live
 from lightning_init.cli.options import job_for
+from lightning_init.search.board import Board
 from lightning_init.search.evaluate import JobEvaluate
 from lightning_init.search.job import ConfigError
 from lightning_init.search.records import OtherStudyError
@@ -42,9 +43,12 @@ def search(settings: Settings, evaluate: JobEvaluate) -> int:
     for line in (settings.headline, *settings.notes):
         console.print(line)
     settings.out.mkdir(parents=True, exist_ok=True)
+    board = Board(settings.out / "tensorboard", [goal.name for goal in settings.budget.goals])
     try:
         with Live(console) as live:
-            result = search_init(evaluate, settings.space, **settings.arguments, progress=live)
+            result = search_init(
+                evaluate, settings.space, **settings.arguments, progress=live, seen=board
+            )
     except OtherStudyError:
         raise ConfigError(
             f"{settings.out} holds the search of another configuration (or of other --steps, "
@@ -57,7 +61,8 @@ def search(settings: Settings, evaluate: JobEvaluate) -> int:
     say(result, console)
     console.print(f"{settings.out / 'best.yaml'}: add it to your command line, after your own:")
     console.print(f"  fit --config <yours> --config {settings.out / 'best.yaml'}")
-    console.print(f"{settings.out / 'report.html'}: the plots")
+    console.print(f"{settings.out / 'report.html'}: the plots; more of them, also while it runs:")
+    console.print(f"  tensorboard --logdir {settings.out / 'tensorboard'}")
     return 0
 
 
