@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lightning_init.health.report import Report as Report
     from lightning_init.health.shallow import shallow_baseline as shallow_baseline
     from lightning_init.search.axis import Axis as Axis
+    from lightning_init.search.compare import compare_specs as compare_specs
     from lightning_init.search.result import SearchResult as SearchResult
     from lightning_init.search.space import Space as Space
     from lightning_init.search.study import search_init as search_init
@@ -71,6 +72,7 @@ _HOMES = {
     "shallow_baseline": "health.shallow",
     "Outcome": "search.trial",
     "Trial": "search.trial",
+    "compare_specs": "search.compare",
     "SearchResult": "search.result",
     "Axis": "search.axis",
     "Space": "search.space",

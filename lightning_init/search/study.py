@@ -6,11 +6,11 @@ and answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import optuna
 
@@ -131,7 +131,7 @@ def read_back(folder: str | Path, storage: str | None = None) -> SearchResult:
         if not {"budget", "space"} <= study.user_attrs.keys():
             raise ValueError(f"the search in {folder} has not begun: {again}")
         budget = Budget.from_dict(study.user_attrs["budget"])
-        space = _plain_space(study.user_attrs["space"])
+        space = Space.from_dict(study.user_attrs["space"])
         try:
             sweep = Sweep(study, budget, space, open_part(opened, "sweep", budget))
             confirmation = _confirmation(opened, budget, sweep)
@@ -204,11 +204,6 @@ def _result(
         rates=sweep.rates,
         rate_key=budget.lr_key if rated(budget, space) else "",
     )
-
-
-def _plain_space(data: Mapping[str, Any]) -> Space:
-    read: Any = getattr(Space, "from_dict")  # noqa: B009
-    return cast(Space, read(data))
 
 
 def _silent(*news: object) -> None:
