@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from jsonargparse import Namespace
 
 from lightning_init.architecture.arguments import unknown
 from lightning_init.search.budget import Budget, Goal
-from lightning_init.search.devices import devices
+from lightning_init.search.devices import cores, threads_each, visible_devices
 from lightning_init.search.evaluate import TRAIN_LOSS
 from lightning_init.search.job import ConfigError, Job
 from lightning_init.search.keys import dotted_keys
@@ -37,6 +36,9 @@ class Settings:
         space: What is tried.
         budget: How much, and how it is judged.
         workers: Worker processes, 0 for none.
+        devices: The GPUs that they share, empty for the CPU.
+        trial_timeout: Seconds that a trial may take, None for any.
+        isolate: Whether each trial gets a fresh process.
         out: The run's folder.
         storage: Its study: a file in the folder, or a database's URL.
         notes: What the user should know before it begins.
@@ -47,6 +49,9 @@ class Settings:
     space: Space
     budget: Budget
     workers: int
+    devices: tuple[str, ...]
+    trial_timeout: float | None
+    isolate: bool
     out: Path
     storage: str | Path
     notes: tuple[str, ...] = ()
@@ -69,6 +74,9 @@ class Settings:
             "lr_key": budget.lr_key,
             "identity": budget.identity,
             "workers": self.workers,
+            "devices": self.devices,
+            "trial_timeout": self.trial_timeout,
+            "isolate": self.isolate,
             "storage": self.storage,
             "log": self.out / "log.txt",
         }
@@ -84,9 +92,20 @@ class Settings:
             f"Searching {goals} over {len(self.space.strategies)} "
             f"strategies{f' and {axes}' if axes else ''}: {budget.trials} trials of "
             f"{budget.steps} steps with your schedule cut there, then the best {budget.top} and "
-            f"keep on {budget.confirm_seeds} fresh seeds{longer}; {self.workers} workers; "
-            f"{self.out}"
+            f"keep on {budget.confirm_seeds} fresh seeds{longer}; {self._where}; {self.out}"
         )
+
+    @property
+    def _where(self) -> str:
+        """Who runs the trials, in words."""
+        if not self.workers:
+            return "in this process"
+        each = threads_each(self.workers)
+        threads = f"{each} thread{'s' if each > 1 else ''}"
+        if not self.devices:
+            return f"{self.workers} worker{'s' if self.workers > 1 else ''} of {threads}"
+        gpus = len(self.devices)
+        return f"{self.workers} workers on {gpus} GPU{'s' if gpus > 1 else ''}, {threads} each"
 
 
 def settings_for(job: Job, options: Namespace, name: str) -> Settings:
@@ -112,6 +131,9 @@ def settings_for(job: Job, options: Namespace, name: str) -> Settings:
         late = ", ".join(point[STRATEGY] for point in space.recipes()[budget.trials :])
         notes.append(f"{budget.trials} trials are too few to try each strategy: not {late}")
     objectives = _objectives(job, options)
+    gpus = visible_devices(str(job.config.get("trainer.accelerator") or "auto"))
+    if options.get("workers") == 0 and (options.get("trial_timeout") or options.get("isolate")):
+        raise ConfigError("--trial-timeout and --isolate go with worker processes, not --workers 0")
     out = Path(options.get("out") or Path("lightning_init_runs") / name)
     own = {
         **vars_of(budget),
@@ -124,7 +146,10 @@ def settings_for(job: Job, options: Namespace, name: str) -> Settings:
         objectives=objectives,
         space=space,
         budget=Budget(**own),
-        workers=_workers(options),
+        workers=_workers(options, gpus),
+        devices=tuple(gpus),
+        trial_timeout=options.get("trial_timeout"),
+        isolate=options.get("isolate", False),
         out=out,
         storage=options.get("storage") or out / "study.journal",
         notes=tuple(notes),
@@ -196,10 +221,10 @@ def _objectives(job: Job, options: Namespace) -> tuple[Objective, ...]:
     return parse_objectives(options.get("objective") or [], chosen, mode or larger)
 
 
-def _workers(options: Namespace) -> int:
+def _workers(options: Namespace, gpus: Sequence[str]) -> int:
     workers = options.get("workers")
     if workers is None:
-        workers = len(devices()) or os.cpu_count() or 1
+        workers = len(gpus) or cores()
     if workers < 0:
         raise ConfigError(f"`--workers >= 0` must hold, but got {workers}")
     return int(workers)

@@ -15,12 +15,12 @@ import optuna
 
 from lightning_init.search.budget import Budget, Goal
 from lightning_init.search.confirm import Confirmation
-from lightning_init.search.devices import devices
+from lightning_init.search.devices import visible_devices
 from lightning_init.search.executors import Executor, InProcess
 from lightning_init.search.interrupts import Stop
 from lightning_init.search.journal import open_storage
 from lightning_init.search.loop import Loop, Progress, Seen
-from lightning_init.search.pool import Pool
+from lightning_init.search.pool import Pool, refuse_unguarded
 from lightning_init.search.records import open_part, open_study
 from lightning_init.search.result import SearchResult
 from lightning_init.search.screening import Screening
@@ -45,6 +45,9 @@ def search_init(
     pruning: bool = True,
     lr_key: str = "",
     workers: int = 0,
+    devices: Sequence[str] | None = None,
+    trial_timeout: float | None = None,
+    isolate: bool = False,
     storage: str | Path | None = None,
     identity: str = "",
     log: Path | None = None,
@@ -68,6 +71,10 @@ def search_init(
         pruning: Whether trials that train slower than half of the others are ended early.
         lr_key: The configuration key that is the learning rate, `""` for none.
         workers: Worker processes; 0 runs trials in this one.
+        devices: The GPUs that workers share, as CUDA_VISIBLE_DEVICES names them; None for all
+            that this process may use.
+        trial_timeout: Seconds that a trial may take in a worker; None for any.
+        isolate: Whether each trial gets a fresh worker process.
         storage: A journal file or a database's URL; the same call then goes on where it ended.
         identity: What must be the same for a stored study to go on.
         log: A file for what workers print.
@@ -80,6 +87,7 @@ def search_init(
     Raises:
         ValueError: If an argument is not legal, or the storage holds another study.
         HopelessError: If every trial crashes.
+        StartError: If no worker process can be started.
         KeyboardInterrupt: If it is interrupted; what is finished is kept.
 
     Example:
@@ -90,6 +98,7 @@ def search_init(
         >>> result.suggestion().strategy
         'orthogonal'
     """
+    refuse_unguarded()
     names = [monitor] if isinstance(monitor, str) else list(monitor)
     modes = [mode] * len(names) if isinstance(mode, str) else list(mode)
     if len(modes) != len(names):
@@ -103,11 +112,14 @@ def search_init(
 
     @cache
     def executor() -> Executor:  # a search that is complete starts no process
-        return Pool(evaluate, workers, devices(), log) if workers else InProcess(evaluate)
+        if not workers:
+            return InProcess(evaluate, log)
+        gpus = visible_devices() if devices is None else devices
+        return Pool(evaluate, workers, gpus, log, trial_timeout, isolate)
 
     with open_storage(storage) as opened, Stop(10.0 if workers else None) as stop:
         study = open_study(opened, budget, space)
-        loop = Loop(executor, stop, progress or _silent, seen or _silent)
+        loop = Loop(executor, stop, progress or _silent, seen or _silent, sampler == "gp")
         try:
             loop.run(Screening(study, budget, space))
             confirmation = Confirmation(study, budget, space, open_part(opened, "confirm", budget))
