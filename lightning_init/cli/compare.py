@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     goals = ", ".join(f"{goal.name} ({goal.mode})" for goal in settings.budget.goals)
     console.print(
         f"Comparing {goals} of {len(specs)} inits with keep: {seeds} fresh seeds, {steps} steps "
-        f"each; {settings.workers} workers; {settings.out}"
+        f"each; {settings.workers.count} workers; {settings.out}"
     )
     for text, spec, config in specs:
         keys = "".join(f", {key} {value}" for key, value in config.items())
@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with Live(console) as live:
             result = compare_specs(
-                JobEvaluate(settings.config, settings.objectives),
+                JobEvaluate(settings.config, settings.objectives, job.cli),
                 [(spec, config) for _, spec, config in specs],
                 seeds=seeds,
                 steps=steps,

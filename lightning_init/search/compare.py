@@ -16,8 +16,9 @@ from lightning_init.search.finalists import HopelessError
 from lightning_init.search.loop import Progress, Seen
 from lightning_init.search.records import open_part
 from lightning_init.search.result import SearchResult
+from lightning_init.search.session import Workers, session
 from lightning_init.search.statistics import Mode
-from lightning_init.search.study import goals_for, session
+from lightning_init.search.study import goals_for
 from lightning_init.search.trial import Evaluate
 from lightning_init.strategies.spec import InitSpec
 
@@ -34,7 +35,7 @@ def compare_specs(
     baseline: Given = "keep",
     mode: Mode | Sequence[Mode] = "min",
     monitor: str | Sequence[str] = "metric",
-    workers: int = 0,
+    workers: int | Workers = 0,
     storage: str | Path | None = None,
     identity: str = "",
     log: Path | None = None,
@@ -51,7 +52,7 @@ def compare_specs(
         baseline: What the others are measured against.
         mode: Whether a smaller or larger metric is better; one for each where there are several.
         monitor: What the metric is called; with several, all are judged.
-        workers: Worker processes; 0 runs trials in this one.
+        workers: Worker processes, how many or which; 0 runs trials in this one.
         storage: A journal file or a database's URL; what it holds already is not run again.
         identity: What must be the same for what is stored to count.
         log: A file for what workers print.
