@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from lightning_init.health.registry import detector as detector
     from lightning_init.health.report import Report as Report
     from lightning_init.health.shallow import shallow_baseline as shallow_baseline
+    from lightning_init.search.axis import Axis as Axis
     from lightning_init.search.result import SearchResult as SearchResult
-    from lightning_init.search.space import Axis as Axis, Space as Space
+    from lightning_init.search.space import Space as Space
     from lightning_init.search.study import search_init as search_init
     from lightning_init.search.trial import Outcome as Outcome, Trial as Trial
     from lightning_init.strategies.apply import (
@@ -71,7 +72,7 @@ _HOMES = {
     "Outcome": "search.trial",
     "Trial": "search.trial",
     "SearchResult": "search.result",
-    "Axis": "search.space",
+    "Axis": "search.axis",
     "Space": "search.space",
     "search_init": "search.study",
     "apply_": "strategies.apply",

@@ -7,8 +7,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning.pytorch.cli import LightningArgumentParser
-
 from lightning_init.callbacks.baseline import ShallowBaseline
 from lightning_init.cli.options import configured_spec, job_for, spec_from, watched
 from lightning_init.health.compare import Comparison
@@ -28,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         1 if there is a finding of severity error in any of them, else 0.
     """
-    job = job_for("audit", arguments, _options)
+    job = job_for("audit", arguments)
     specs = _specs(job)
     _steps(job)
     out = _out(job)
@@ -100,23 +98,3 @@ def _steps(job: Job) -> int:
     if steps < 20:
         raise ConfigError(f"`--steps >= 20` must hold, but got {steps}: fewer tell nothing")
     return steps
-
-
-def _options(parser: LightningArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--strategy",
-        action="append",
-        type=str,
-        help="name or file; repeatable, then side by side; default keep",
-    )
-    add(
-        "--baseline",
-        action="store_true",
-        help="train it, and one hidden layer beside it on the same batches: is depth worse?",
-    )
-    add("--steps", type=int | None, help=f"training steps with --baseline (default {_STEPS})")
-    add(
-        "--out", type=str | None, help="FILE.json, FILE.html (with the plots), or a folder for both"
-    )
-    add("--json", action="store_true", help="print JSON")

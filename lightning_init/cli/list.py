@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
@@ -12,14 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_init.architecture.arguments import Parameter
+from lightning_init.cli.flags import add_flags
 from lightning_init.cli.options import parse
 from lightning_init.cli.severities import severities
 from lightning_init.health import registry as detectors
 from lightning_init.strategies import registry as strategies
 from lightning_init.strategies.needs import NEEDS
 from lightning_init.strategies.spec import InitSpec
-
-What = Literal["strategies", "detectors", "all"]
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -32,9 +31,7 @@ def run(arguments: Sequence[str]) -> int:
         0.
     """
     parser = ArgumentParser(prog="lightning-init list", description=__doc__, exit_on_error=False)
-    parser.add_argument("what", type=What, nargs="?", default="all", help="what to list")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument("--markdown", action="store_true", help="as a table in Markdown")
+    add_flags(parser, "list")
     options = parse(parser, arguments)
     data = catalogue()
     chosen = data if options.what == "all" else {options.what: data[options.what]}

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from lightning_init.cli.quick import answer
+
 COMMANDS = {
     "list": "strategies and detectors, with parameters, ranges and references",
     "plan": "what would happen to every tensor, and why; changes nothing",
@@ -46,6 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         return _fail(f"unknown command {command!r}: {hint}Legal are {', '.join(COMMANDS)}")
+    try:
+        if text := answer(command, rest, COMMANDS[command]):
+            print(text)
+            return 0
+    except ValueError as error:
+        if debug:
+            raise
+        return _fail(str(error))
     # `python -m` would do that: the classes that a configuration names live in this folder.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

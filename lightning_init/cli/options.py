@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_init.callbacks.init import InitCallback
+from lightning_init.cli.flags import add_flags
 from lightning_init.cli.main import COMMANDS
+from lightning_init.cli.quick import FULL
 from lightning_init.search.job import SHORT, ConfigError, Job, interruptible, require_data
 from lightning_init.search.mistakes import explain
-from lightning_init.search.workers import quiet
+from lightning_init.search.serve import quiet
 from lightning_init.strategies.spec import InitSpec, spec_in
 
 
@@ -30,18 +31,19 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         raise ConfigError(explain(error, parser)) from error
 
 
-def job_for(
-    command: str,
-    arguments: Sequence[str],
-    add_options: Callable[[LightningArgumentParser], None],
-) -> Job:
+def job_for(command: str, arguments: Sequence[str]) -> Job:
     """The parsed configuration of a command that takes LightningCLI's options.
 
     Raises:
         ConfigError: If there is no model, or something does not fit.
     """
     quiet()
-    return Job(arguments, add_options, f"lightning-init {command}", COMMANDS[command])
+    return Job(
+        [a for a in arguments if a != FULL],
+        lambda parser: add_flags(parser, command),
+        f"lightning-init {command}",
+        COMMANDS[command],
+    )
 
 
 def spec_from(text: str) -> InitSpec:

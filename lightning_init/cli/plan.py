@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from lightning.pytorch.cli import LightningArgumentParser
-
 from lightning_init.cli.options import configured_spec, job_for, one_batch, spec_from
 from lightning_init.search.job import Job
 from lightning_init.strategies.plan import Plan
@@ -22,7 +20,7 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         0.
     """
-    job = job_for("plan", arguments, _options)
+    job = job_for("plan", arguments)
     name = job.config.get("strategy")
     spec = spec_from(name) if name else configured_spec(job) or InitSpec("auto")
     plan = _plan(job, spec)
@@ -40,9 +38,3 @@ def _plan(job: Job, spec: InitSpec) -> Plan:
     if plan is None:
         raise ValueError("nothing was planned: the model's weights count as trained")
     return plan
-
-
-def _options(parser: LightningArgumentParser) -> None:
-    parser.add_argument("--strategy", type=str | None, help="name or file; default auto")
-    parser.add_argument("--diff", type=str | None, help="another strategy to compare with")
-    parser.add_argument("--json", action="store_true", help="as JSON")

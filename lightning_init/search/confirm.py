@@ -9,11 +9,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_init.search.budget import Budget
 from lightning_init.search.candidates import Candidate
+from lightning_init.search.executors import Answer
 from lightning_init.search.records import ranked, remember, row, run_of, whole
 from lightning_init.search.result import SearchResult
 from lightning_init.search.space import STRATEGY, Space
 from lightning_init.search.trial import Outcome, Trial
-from lightning_init.search.workers import Answer
 
 
 class HopelessError(RuntimeError):

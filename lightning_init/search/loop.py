@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from lightning_init.search.executors import Answer, Executor
 from lightning_init.search.interrupts import Stop
 from lightning_init.search.trial import Outcome, Trial
-from lightning_init.search.workers import Answer, Executor
 
 _TICK = 0.5  # seconds between two looks at the clock while trials run
 

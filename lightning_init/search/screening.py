@@ -15,11 +15,11 @@ from optuna.trial import TrialState
 
 from lightning_init.search.budget import Budget
 from lightning_init.search.confirm import HopelessError
+from lightning_init.search.executors import Answer
 from lightning_init.search.job import ConfigError
 from lightning_init.search.records import attributes, healthy, ranked, requeue, requeue_running
 from lightning_init.search.space import STRATEGY, Space
 from lightning_init.search.trial import Trial
-from lightning_init.search.workers import Answer
 
 _HOPELESS = 3  # crashes in a row, without any success before, end the search
 
@@ -101,8 +101,7 @@ class Screening:
 
     def _trial(self, values: Mapping[str, Any]) -> Trial:
         spec, overrides = self.space.spec(values), self.space.overrides(values)
-        # What everything is measured against is never stopped.
-        gated = values[STRATEGY] not in ("keep", "auto")
+        gated = self.space.gated(values)
         return Trial(spec, overrides, self.budget.seed, self.budget.steps, gated)
 
     def _crashed(self, trial: optuna.Trial, answer: Answer) -> None:

@@ -15,16 +15,18 @@ import optuna
 
 from lightning_init.search.budget import Budget, Goal
 from lightning_init.search.confirm import Confirmation
+from lightning_init.search.devices import devices
+from lightning_init.search.executors import Executor, InProcess
 from lightning_init.search.interrupts import Stop
 from lightning_init.search.journal import open_storage
 from lightning_init.search.loop import Loop, Progress, Seen
+from lightning_init.search.pool import Pool
 from lightning_init.search.records import open_part, open_study
 from lightning_init.search.result import SearchResult
 from lightning_init.search.screening import Screening
 from lightning_init.search.space import Space
 from lightning_init.search.statistics import Mode
 from lightning_init.search.trial import Evaluate
-from lightning_init.search.workers import Executor, InProcess, Pool, devices
 
 
 def search_init(

@@ -164,11 +164,11 @@ def test_an_unknown_learning_rate(refused):
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("--trials=0", "`trials >= 1` must hold, but got 0"),
-        ("--trials=-3", "`trials >= 1` must hold, but got -3"),
-        ("--trials=many", "trials must be int, but got 'many'"),
-        ("--steps=0", "`steps >= 1` must hold, but got 0"),
-        ("--confirm-seeds=1", "`confirm_seeds >= 2` must hold, but got 1"),
+        ("--trials=0", "`--trials >= 1` must hold, but got 0"),
+        ("--trials=-3", "`--trials >= 1` must hold, but got -3"),
+        ("--trials=many", "--trials must be a whole number, but got 'many'"),
+        ("--steps=0", "`--steps >= 1` must hold, but got 0"),
+        ("--confirm-seeds=1", "`--confirm-seeds >= 2` must hold, but got 1"),
         ("--workers=-1", "workers >= 0"),
         ("--sampler=cma", "sampler"),
         ("--mode=less", "mode"),

@@ -11,9 +11,11 @@ import yaml
 from examples.digits import Digits, DigitsMLP
 from lightning_init import InitCallback, InitSpec
 from lightning_init.search.evaluate import TRAIN_LOSS, JobEvaluate
+from lightning_init.search.executors import InProcess
 from lightning_init.search.job import SHORT, ConfigError, Job
+from lightning_init.search.objectives import Objective
+from lightning_init.search.pool import Pool
 from lightning_init.search.trial import Outcome, Trial
-from lightning_init.search.workers import InProcess, Pool
 from lightning_init.strategies.apply import fingerprint
 from tests.search.models import Net
 
@@ -39,7 +41,7 @@ def evaluator(tmp_path):
     def make(config: dict, monitor: str = "val_loss") -> JobEvaluate:
         path = tmp_path / "config.yaml"
         path.write_text(yaml.safe_dump(config))
-        return JobEvaluate(Job(["--config", str(path)]).plain(), monitor)
+        return JobEvaluate(Job(["--config", str(path)]).plain(), (Objective("last", monitor),))
 
     return make
 

@@ -60,9 +60,11 @@ def test_keep_comes_first_at_the_users_values_and_is_never_stopped(tmp_path):
     find(evaluate, trials=20)
     screened, confirmed = evaluate.calls[:20], evaluate.calls[20:]
     assert screened[0] == ("keep", 0.01, 0, 20, False)
-    assert [call[0] for call in screened[1:4]] == ["orthogonal", "normal", "xavier_normal"]
+    assert screened[1] == ("auto", 0.01, 0, 20, False)
+    assert [call[0] for call in screened[2:5]] == ["orthogonal", "normal", "xavier_normal"]
     assert sum(call[0] == "keep" for call in screened) > 1
-    assert all(gated == (name != "keep") for name, *_, gated in screened)
+    assert not any(gated for name, *_, gated in screened if name == "keep")
+    assert all(gated for name, *_, gated in screened if name not in ("keep", "auto"))
     assert not any(gated for *_, gated in confirmed)
 
 

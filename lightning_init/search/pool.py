@@ -1,4 +1,4 @@
-"""Who runs trials: this process, or persistent worker processes, one per device.
+"""Persistent worker processes, one per device.
 
 A worker is told a trial and answers with reports and an outcome; it never opens the study. A dead
 worker costs its own trial only and is replaced.
@@ -6,98 +6,23 @@ worker costs its own trial only and is replaced.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing as mp
 import os
 import pickle
 import signal
 import sys
 import time
-import traceback
-import warnings
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol
 
-import torch
-
-from lightning_init.search.job import ConfigError
-from lightning_init.search.trial import Evaluate, Outcome, Report, Trial
+from lightning_init.search.executors import Answer
+from lightning_init.search.serve import serve
+from lightning_init.search.trial import Evaluate, Trial
 
 _PRELOAD = ["torch", "lightning.pytorch", "lightning_init.search.evaluate"]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back for a job: an outcome, or the text of a crash."""
-
-    job: int
-    outcome: Outcome | None
-    crash: str = ""
-    user_error: bool = False  # a mistake in the configuration, the same for every trial
-
-
-class Executor(Protocol):
-    """Runs trials somewhere."""
-
-    @property
-    def idle(self) -> int:
-        """How many trials can be submitted now."""
-
-    def submit(self, job: int, trial: Trial) -> None:
-        """Start a trial; only while `idle` is positive."""
-
-    @property
-    def doing(self) -> tuple[str, ...]:
-        """What each worker does, for people."""
-
-    def next(
-        self, report: Callable[[int, int, float], bool], seconds: float | None = None
-    ) -> Answer | None:
-        """The next answer, None if none came in some seconds.
-
-        Reports of running trials go through `report(job, step, value)`.
-        """
-
-    def close(self) -> None:
-        """Stop all workers."""
-
-
-class InProcess:
-    """Runs trials here, one after another."""
-
-    def __init__(self, evaluate: Evaluate) -> None:
-        self.evaluate = evaluate
-        self._waiting: deque[tuple[int, Trial]] = deque()
-
-    @property
-    def idle(self) -> int:
-        """One trial at a time."""
-        return 1 - len(self._waiting)
-
-    def submit(self, job: int, trial: Trial) -> None:
-        """Remember the trial; `next` runs it."""
-        self._waiting.append((job, trial))
-
-    @property
-    def doing(self) -> tuple[str, ...]:
-        """The trial that waits."""
-        return tuple(str(trial.spec) for _, trial in self._waiting)
-
-    def next(
-        self, report: Callable[[int, int, float], bool], seconds: float | None = None
-    ) -> Answer:
-        """Run the trial that waits, however long it takes."""
-        del seconds
-        job, trial = self._waiting.popleft()
-        return _run(self.evaluate, job, trial, lambda step, value: report(job, step, value))
-
-    def close(self) -> None:
-        """Nothing to stop."""
 
 
 @dataclass(slots=True)
@@ -146,7 +71,7 @@ class Pool:
     def _start(self, device: str | None) -> _Worker:
         here, there = self._context.Pipe()
         process = self._context.Process(  # type: ignore[attr-defined]
-            target=_serve,
+            target=serve,
             args=(there, self._evaluate, device, self._threads, self._log, list(sys.path)),
             daemon=False,  # data loaders with workers of their own need a parent that may have some
         )
@@ -222,73 +147,6 @@ class Pool:
         fresh = self._start(dead.device)
         self._workers[self._workers.index(dead)] = fresh
         return fresh
-
-
-def devices() -> list[str]:
-    """One entry per GPU that this process may use, as CUDA_VISIBLE_DEVICES would name it."""
-    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if mask is not None:
-        return [name.strip() for name in mask.split(",") if name.strip() not in ("", "-1")]
-    return [str(index) for index in range(torch.cuda.device_count())]
-
-
-def _serve(
-    connection: Connection,
-    evaluate: bytes,
-    device: str | None,
-    threads: int,
-    log: Path | None,
-    path: list[str],
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sys.path[:] = path
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
-    if log is not None:
-        stream = log.open("a", buffering=1)
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-    torch.set_num_threads(threads)
-    quiet()
-    run = pickle.loads(evaluate)
-
-    def report(step: int, value: float) -> bool:
-        connection.send((step, value))
-        return bool(connection.recv())
-
-    while True:
-        try:
-            trial = connection.recv()
-        except (EOFError, OSError):
-            return  # the parent is gone
-        answer = _run(run, -1, trial, report)
-        try:
-            connection.send(answer)
-        except (BrokenPipeError, OSError):
-            return
-
-
-def quiet() -> None:
-    """Keep Lightning's remarks on a short fit to itself."""
-    warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "pytorch_lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _run(evaluate: Evaluate, job: int, trial: Trial, report: Report) -> Answer:
-    try:
-        outcome = evaluate(trial, report)
-        if not isinstance(outcome, Outcome):
-            text = f"evaluate must return an Outcome, but gave {outcome!r}"
-            return Answer(job, None, f"TypeError: {text}", user_error=True)
-        return Answer(job, outcome)
-    except (KeyboardInterrupt, SystemExit, EOFError, BrokenPipeError):
-        raise
-    except BaseException as error:
-        traceback.print_exc()
-        text = " ".join(str(error).split()) or type(error).__name__
-        return Answer(job, None, f"{type(error).__name__}: {text}", isinstance(error, ConfigError))
 
 
 def _death(worker: _Worker) -> str:

@@ -1,0 +1,225 @@
+"""What a command's options and the user's configuration come to: all that a search needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from lightning_init.architecture.arguments import unknown
+from lightning_init.search.budget import Budget, Goal
+from lightning_init.search.devices import devices
+from lightning_init.search.evaluate import TRAIN_LOSS
+from lightning_init.search.job import ConfigError, Job
+from lightning_init.search.keys import dotted_keys
+from lightning_init.search.objectives import Objective, parse_objectives
+from lightning_init.search.space import STRATEGY, Axis, Space, around, parse_axis
+from lightning_init.search.statistics import Mode
+from lightning_init.strategies.spec import InitSpec
+
+_STEPS = 200
+_LARGER = ("acc", "auc", "auroc", "f1", "precision", "recall", "iou", "dice", "r2", "bleu")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A search, ready to be run.
+
+    Attributes:
+        config: The user's configuration as plain data.
+        objectives: What is read off each trial.
+        space: What is tried.
+        budget: How much, and how it is judged.
+        workers: Worker processes, 0 for none.
+        out: The run's folder.
+        storage: Its study: a file in the folder, or a database's URL.
+        notes: What the user should know before it begins.
+    """
+
+    config: dict[str, Any]
+    objectives: tuple[Objective, ...]
+    space: Space
+    budget: Budget
+    workers: int
+    out: Path
+    storage: str | Path
+    notes: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """For `search_init`."""
+        budget = self.budget
+        return {
+            "trials": budget.trials,
+            "steps": budget.steps,
+            "seed": budget.seed,
+            "confirm_seeds": budget.confirm_seeds,
+            "confirm_steps": budget.confirm_steps,
+            "top": budget.top,
+            "mode": [goal.mode for goal in budget.goals],
+            "monitor": [goal.name for goal in budget.goals],
+            "sampler": budget.sampler,
+            "pruning": budget.pruning,
+            "lr_key": budget.lr_key,
+            "identity": budget.identity,
+            "workers": self.workers,
+            "storage": self.storage,
+            "log": self.out / "log.txt",
+        }
+
+    @property
+    def headline(self) -> str:
+        """The first line of output."""
+        budget = self.budget
+        goals = ", ".join(f"{goal.name} ({goal.mode})" for goal in budget.goals)
+        axes = ", ".join(f"{key} {_extent(axis)}" for key, axis in self.space.config.items())
+        longer = f" of {budget.horizon} steps" if budget.horizon != budget.steps else ""
+        return (
+            f"Searching {goals} over {len(self.space.strategies)} "
+            f"strategies{f' and {axes}' if axes else ''}: {budget.trials} trials of "
+            f"{budget.steps} steps with your schedule cut there, then the best {budget.top} and "
+            f"keep on {budget.confirm_seeds} fresh seeds{longer}; {self.workers} workers; "
+            f"{self.out}"
+        )
+
+
+def settings_for(job: Job, options: Namespace, name: str) -> Settings:
+    """What a search of a configuration is to do.
+
+    Args:
+        job: The configuration.
+        options: The command's own; those that it does not have are at their defaults.
+        name: Of the configuration, for the run's folder.
+
+    Raises:
+        ValueError: If an option is not legal for this configuration.
+    """
+    notes = []
+    if job.dropped:
+        notes.append(f"ignored keys of the configuration: {', '.join(job.dropped)}")
+    config = job.plain()
+    axes, lr_key, said = _axes(job, options)
+    notes += said
+    space = _space(options, axes)
+    budget = _budget(job, options)
+    if budget.trials < len(space.names):
+        late = ", ".join(point[STRATEGY] for point in space.recipes()[budget.trials :])
+        notes.append(f"{budget.trials} trials are too few to try each strategy: not {late}")
+    objectives = _objectives(job, options)
+    out = Path(options.get("out") or Path("lightning_init_runs") / name)
+    own = {
+        **vars_of(budget),
+        "goals": tuple(Goal(one.name, one.direction) for one in objectives),
+        "lr_key": lr_key,
+        "identity": _identity(config, objectives, budget, space),
+    }
+    return Settings(
+        config=config,
+        objectives=objectives,
+        space=space,
+        budget=Budget(**own),
+        workers=_workers(options),
+        out=out,
+        storage=options.get("storage") or out / "study.journal",
+        notes=tuple(notes),
+    )
+
+
+def vars_of(budget: Budget) -> dict[str, Any]:
+    """The fields of a budget."""
+    return {name: getattr(budget, name) for name in Budget.__dataclass_fields__}
+
+
+def _axes(job: Job, options: Namespace) -> tuple[dict[str, Axis], str, list[str]]:
+    """The configuration's axes, the learning rate's key, and what to say about it."""
+    axes = dict(parse_axis(text) for text in options.get("axis") or [])
+    known = dotted_keys(job.plain())
+    for key in axes:
+        if key not in known:
+            raise ConfigError(f"--axis: {unknown('configuration key', key, known)}")
+    rates = job.learning_rates()
+    chosen = options.get("lr_key")
+    if chosen is not None and chosen not in rates:
+        raise ConfigError(f"--lr-key: {unknown('learning rate', chosen, rates)}")
+    if chosen is None and len(rates) == 1:
+        chosen = next(iter(rates))
+    if chosen is not None and chosen not in axes:
+        axes[chosen] = around(rates[chosen])
+    if chosen is not None or set(axes) & set(rates):
+        return axes, chosen or next(key for key in axes if key in rates), []
+    found = f"{len(rates)} learning rates" if rates else "no learning rate"
+    note = (
+        f"{found} in the configuration: the learning rate is fixed, and at a wrong one the "
+        "ranking of inits misleads; name one with --lr-key"
+    )
+    return axes, "", [note]
+
+
+def _space(options: Namespace, axes: Mapping[str, Axis]) -> Space:
+    given = options.get("strategies") or ""
+    names = tuple(name.strip() for name in given.split(",") if name.strip())
+    files = {name: InitSpec.load(name) for name in names if name.endswith((".yaml", ".yml"))}
+    return Space(names, axes, files)
+
+
+def _budget(job: Job, options: Namespace) -> Budget:
+    limit = job.config.get("trainer.max_steps")
+    default = min(_STEPS, limit) if limit and limit > 0 else _STEPS
+    steps = options.get("steps")
+    return Budget(
+        trials=options.get("trials", 40),
+        steps=default if steps is None else steps,
+        seed=options.get("seed", 0),
+        confirm_seeds=options.get("confirm_seeds", 5),
+        confirm_steps=options.get("confirm_steps") or 0,
+        sampler=options.get("sampler", "tpe"),
+        pruning=not options.get("no_pruning", False),
+    )
+
+
+def _objectives(job: Job, options: Namespace) -> tuple[Objective, ...]:
+    chosen, mode = options.get("monitor"), options.get("mode")
+    logged = job.logged_metrics()
+    if chosen is None and (found := job.monitored()) is not None:
+        chosen, mode = found[0], mode or ("max" if found[1] == "max" else "min")
+    elif chosen is None:
+        chosen = "val_loss" if "val_loss" in logged else TRAIN_LOSS
+    if chosen not in (*logged, TRAIN_LOSS):
+        raise ConfigError(f"--monitor: {unknown('metric', chosen, logged)} (the module logs these)")
+    larger: Mode = "max" if any(part in chosen.lower() for part in _LARGER) else "min"
+    return parse_objectives(options.get("objective") or [], chosen, mode or larger)
+
+
+def _workers(options: Namespace) -> int:
+    workers = options.get("workers")
+    if workers is None:
+        workers = len(devices()) or os.cpu_count() or 1
+    if workers < 0:
+        raise ConfigError(f"`--workers >= 0` must hold, but got {workers}")
+    return int(workers)
+
+
+def _identity(
+    config: Mapping[str, Any], objectives: tuple[Objective, ...], budget: Budget, space: Space
+) -> str:
+    """What must be the same for a study to go on."""
+    data = {
+        "config": {key: value for key, value in config.items() if key != "seed_everything"},
+        "objectives": [str(one) for one in objectives],
+        "steps": budget.steps,
+        "seed": budget.seed,
+        "sampler": budget.sampler,
+        "space": {key: str(axis) for key, axis in space.axes.items()},
+    }
+    text = json.dumps(data, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _extent(axis: Axis) -> str:
+    return str(axis.choices) if axis.choices else f"{axis.low:.3g}..{axis.high:.3g}"
