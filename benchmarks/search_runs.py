@@ -7,6 +7,7 @@ initializer's code remove `.benchmarks/search`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -22,6 +23,8 @@ from scipy.stats import t as student
 
 from benchmarks.search_tasks import Fit, run, tasks
 
+PACKAGE = Path(__file__).parents[1] / "lightning_init"
+
 
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
@@ -36,6 +39,15 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and the 95 % t interval's ends."""
     half = float(student.ppf(0.975, len(values) - 1)) * sd(values) / math.sqrt(len(values))
     return mean(values), mean(values) - half, mean(values) + half
+
+
+def _sources() -> str:
+    parts = ("search", "strategies")
+    files = sorted(one for part in parts for one in (PACKAGE / part).glob("*.py"))
+    return hashlib.sha256(b"".join(one.read_bytes() for one in files)).hexdigest()
+
+
+SOURCES = _sources()  # changes with the code of the search and of the initializers
 
 
 def cached(fits: Iterable[Fit], cache: Path, workers: int = 0) -> dict[Fit, float]:
