@@ -3,54 +3,24 @@
 from __future__ import annotations
 
 import html
-import importlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_init.architecture.readings import LayerReading
 from lightning_init.health import heatmaps, plots
-from lightning_init.health.figures import Figure
 from lightning_init.health.findings import Finding
 from lightning_init.health.layers import flat, number
 from lightning_init.health.marks import Mark, marks
+from lightning_init.health.sheet import document, section
 from lightning_init.health.words import attention_note, explained, input_note, reasons
 
 if TYPE_CHECKING:
     from lightning_init.health.report import Report
 
-_STYLE = """
-:root{color-scheme:light}
-body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1.5rem;
-color:#222;background:#fff}
-h1{margin-bottom:.3rem}h2{margin-top:2.5rem;margin-bottom:.2rem}h3{margin:1.2rem 0 .2rem}
-.note{color:#555;margin:.2rem 0}
-.verdict{padding:.7rem 1rem;border-left:5px solid #3a7;background:#f2f8f4}
-.verdict.error,.finding.error{border-color:#b2182b;background:#fdf3f2}
-.verdict.warning,.finding.warning{border-color:#c77700;background:#fdf8ef}
-.finding{padding:.5rem 1rem;margin:.8rem 0;border-left:5px solid #888;background:#f6f6f6;
-break-inside:avoid}
-.finding p{margin:.3rem 0}.finding ol{margin:.3rem 0;padding-left:1.4rem}
-.figure{break-inside:avoid;width:100%}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-size:.85rem;font-variant-numeric:tabular-nums}
-th,td{padding:.15rem .5rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
-th:first-child,td:first-child,td.said{text-align:left}thead th{border-bottom:2px solid #999}
-tr.error td{background:#fdf3f2}tr.warning td{background:#fdf8ef}
-code{background:#f0f0f0;padding:.05rem .3rem}
-@media print{body{margin:0;max-width:none;font-size:12px}.verdict,.finding{border:1px solid #999;
-border-left-width:5px}}
-"""
 _HEAD = (
     *("layer", "kind", "mean", "std", "expected rms", "|max|"),
     *("after", "flat", "gradient rms", "verdict"),
 )
-_DRAW = """
-for (const one of document.querySelectorAll(".figure")) {
-  const figure = JSON.parse(one.querySelector("script").textContent);
-  Plotly.newPlot(one, figure.data, figure.layout, {responsive: true, displaylogo: false});
-}
-"""
 
 
 def page(reports: Mapping[str, Report]) -> str:
@@ -65,25 +35,15 @@ def page(reports: Mapping[str, Report]) -> str:
     Raises:
         ImportError: If plotly is not installed.
     """
-    try:
-        script = importlib.import_module("plotly.offline").get_plotlyjs()
-    except ImportError:
-        raise ImportError("a page with plots needs plotly: pip install plotly") from None
     names = [name for name in reports if name]
     title = " | ".join(names) or "lightning_init"
-    parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>",
-        f"<title>Health: {html.escape(title)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>Health{': ' + html.escape(title) if names else ''}</h1>",
-    ]
+    body = [f"<h1>Health{': ' + html.escape(title) if names else ''}</h1>"]
     for name, report in reports.items():
-        parts += _said(name, report)
-    parts += _figures(reports)
+        body += _said(name, report)
+    body += _figures(reports)
     for name, report in reports.items():
-        parts += _layers(name, report)
-    parts += [f"<script>{script}</script><script>{_DRAW}</script>", "</body></html>"]
-    return "\n".join(parts)
+        body += _layers(name, report)
+    return document(f"Health: {title}", body)
 
 
 def _said(name: str, report: Report) -> Iterator[str]:
@@ -112,57 +72,49 @@ def _finding(index: int, one: Finding) -> Iterator[str]:
 
 
 def _figures(reports: Mapping[str, Report]) -> Iterator[str]:
-    yield from _figure(
+    yield from section(
         "Scale over depth",
         "Std of each layer's output, of what its nonlinearity makes of it, and what is expected of "
         "weights as they were drawn. Level is healthy; a slope is a signal that explodes or fades.",
         plots.spread(reports),
     )
     for name, report in reports.items():
-        yield from _figure(
+        yield from section(
             f"Distribution of the outputs{f', {name}' if name else ''}",
             "A column per layer, the densest value dark. Mass at both ends is saturation, a single "
             "dark line at zero is death.",
             heatmaps.distribution(report),
         )
-    yield from _figure(
+    yield from section(
         "Gradient by layer",
         "Norm of the loss gradient with respect to each layer's output and weight.",
         plots.gradients(reports),
     )
-    yield from _figure(
+    yield from section(
         "Edge of chaos",
         "chi: growth of the squared gradient norm from a layer to the one before it. Below 1 "
         "(dashed) gradients vanish on the way to the input, above 1 they explode.",
         plots.chi(reports),
     )
-    yield from _figure(
+    yield from section(
         "Attention",
         "Entropy of the attention weights over that of uniform ones: near 0 a softmax saturates.",
         plots.attention(reports),
     )
-    yield from _figure("Loss", "Training loss of the watched steps.", plots.losses(reports))
+    yield from section("Loss", "Training loss of the watched steps.", plots.losses(reports))
     for name, report in reports.items():
         of = f", {name}" if name else ""
-        yield from _figure(
+        yield from section(
             f"Size of the updates{of}",
             "Norm of an update over the norm of the weight, from the input (dark) to the loss "
             "(light). About 1e-3 is usual after the first steps.",
             plots.updates(report),
         )
-        yield from _figure(
+        yield from section(
             f"Scale over time{of}",
             "Std of each layer's output against its first value: red has grown, blue has shrunk.",
             heatmaps.over_time(report),
         )
-
-
-def _figure(title: str, note: str, figure: Figure | None) -> Iterator[str]:
-    if figure is None:
-        return
-    data = json.dumps(figure, allow_nan=False).replace("<", "\\u003c")
-    yield f"<h2>{html.escape(title)}</h2><p class='note'>{html.escape(note)}</p>"
-    yield f"<div class='figure'><script type='application/json'>{data}</script></div>"
 
 
 def _layers(name: str, report: Report) -> Iterator[str]:

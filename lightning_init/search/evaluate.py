@@ -8,9 +8,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_init.search.fit import TRAIN_LOSS, Made, short_fit
+from lightning_init.search.fit import Made, short_fit
 from lightning_init.search.job import Job
 from lightning_init.search.objectives import Objective
+from lightning_init.search.readout import TRAIN_LOSS
 from lightning_init.search.trial import Outcome, Report, Trial
 
 __all__ = ["TRAIN_LOSS", "JobEvaluate"]

@@ -147,9 +147,11 @@ class SearchResult:
 
     def plot(self) -> Figure:
         """The loss curves of the confirmation runs, as a plotly figure."""
-        from lightning_init.search.report import curves
+        from plotly.graph_objects import Figure
 
-        return curves(self)
+        from lightning_init.search.confirmed import curves
+
+        return Figure(curves(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -173,7 +175,8 @@ class SearchResult:
         Args:
             folder: Made if it does not exist.
         """
-        from lightning_init.search.report import html
+        from lightning_init.search.overview import Overview
+        from lightning_init.search.page import page
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +190,9 @@ class SearchResult:
         (folder / "best.yaml").write_text(text, encoding="utf-8")
         results = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         (folder / "results.json").write_text(results, encoding="utf-8")
-        (folder / "report.html").write_text(html(self), encoding="utf-8")
+        (folder / "report.html").write_text(
+            page(Overview.of(self, folder), folder.name), encoding="utf-8"
+        )
 
 
 def _candidate(one: Candidate, against: Comparison | None) -> dict[str, Any]:

@@ -78,12 +78,16 @@ def chain(steps: Steps = _ALONE) -> Strategy:
 
 def _stacked(steps: list[Strategy]) -> Strategy:
     initializer = steps[0].initializer
+    calibrations = [steps[0].calibrate_] if steps[0].calibrate_ else []
     for step in steps[1:]:
-        if step.on_top is not None:
+        if step.on_calibration is not None and calibrations:
+            calibrations = [step.on_calibration(_in_turn(calibrations))]
+        elif step.on_top is not None:
             initializer = step.on_top(initializer)
         else:
             initializer = OnTop(step.initializer, initializer)
-    calibrations = [step.calibrate_ for step in steps if step.calibrate_ is not None]
+        if step.calibrate_ is not None:
+            calibrations.append(step.calibrate_)
     notes = tuple(note for step in steps for note in step.notes)
     buffers = {name: value for step in steps for name, value in step.buffers.items()}
     calibrate_ = _in_turn(calibrations) if calibrations else None

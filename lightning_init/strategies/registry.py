@@ -29,7 +29,7 @@ F = TypeVar("F", bound=StrategyFunction)
 BUILT_IN = (
     *("auto", "chain", "constants", "variance", "sparse", "defaults", "orthogonal", "identity"),
     *("residual", "transformer", "attention", "deep", "recurrent", "periodic", "heads", "lsuv"),
-    *("channels", "metainit", "gradinit", "transfer"),
+    *("channels", "metainit", "gradinit", "transfer", "rescaled"),
 )
 
 
@@ -41,6 +41,8 @@ class Strategy(NamedTuple):
         calibrate_: What runs the model on data after the draw; may return `Calibration`s.
         on_top: For a scheme that changes what others decide: the initializer that results on top
             of another one. None in a scheme that decides by itself.
+        on_calibration: For a scheme that changes others: what becomes of a calibration below it;
+            `on_top` is not called then. None where such a calibration may run as it is.
         prepare: For a scheme that needs to see the whole model first: from the model and its
             description to the strategy. It may raise an `UnsuitableError`, and changes nothing.
         notes: What a plan should say besides, a sentence each.
@@ -54,6 +56,7 @@ class Strategy(NamedTuple):
     prepare: Callable[[nn.Module, Architecture], Strategy] | None = None
     notes: tuple[str, ...] = ()
     buffers: Mapping[str, Tensor] = {}
+    on_calibration: Callable[[Calibrator], Calibrator] | None = None
 
     def prepared(self, model: nn.Module, architecture: Architecture) -> Strategy:
         """The strategy for one model.

@@ -1,0 +1,254 @@
+"""Figures of the confirmation, as plotly's plain data: the same seeds for all, failures shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_init.health.figures import COLORS, Figure, layout_of
+from lightning_init.search.candidates import Candidate, Run
+from lightning_init.search.plots import scale_of
+from lightning_init.search.result import SearchResult
+from lightning_init.search.statistics import compare
+
+_KEEP = "#555555"
+_FAILED = "#B2182B"
+_WIDE = 40  # characters of a label beside an axis
+_NEAR = 0.05  # of the best: as good, to the eye
+Rates = Mapping[str, Sequence[tuple[float, float | None]]]
+
+
+def forest(result: SearchResult) -> Figure | None:
+    """Each candidate's paired difference to `keep`: interval, mean, a dot per seed."""
+    rows = list(zip(result.candidates, result.comparisons, strict=True))[::-1]
+    gains = {one.number: paired(one, result.baseline, result.mode) for one in result.candidates}
+    known = [gain for ours in gains.values() for _, gain in ours if gain is not None]
+    if not known:
+        return None
+    ends = [end for _, c in rows for end in (c.low, c.high) if math.isfinite(end)]
+    low, high = min([0.0, *known, *ends]), max([0.0, *known, *ends])
+    beside = low - 0.06 * (high - low)
+    names = [f"{index}. {cut(one.label)}" for index, (one, _) in enumerate(rows[::-1], 1)][::-1]
+    data: list[dict[str, Any]] = []
+    dots: list[tuple[float, str, str]] = []
+    failed: list[tuple[float, str, str]] = []
+    for name, (one, _) in zip(names, rows, strict=True):
+        for run, gain in gains[one.number]:
+            if gain is not None:
+                dots.append((gain, name, f"seed {run.seed}: {gain:+.4g}"))
+            else:
+                failed.append((beside, name, f"seed {run.seed}: {_why(run)}"))
+    data.append(_points(dots, "one seed", {"color": COLORS[5], "size": 7, "opacity": 0.8}))
+    means = [(c.gain, name, c) for name, (_, c) in zip(names, rows, strict=True)]
+    means = [item for item in means if math.isfinite(item[0])]
+    margin = [item[2].high - item[0] if math.isfinite(item[2].high) else 0.0 for item in means]
+    line = _points(
+        [(gain, name, f"mean {gain:+.4g} [{c.low:+.3g}, {c.high:+.3g}]") for gain, name, c in means],
+        "mean and interval", {"color": "#222222", "size": 10, "symbol": "diamond"},
+    )  # fmt: skip
+    line["error_x"] = {"type": "data", "array": margin, "thickness": 2, "width": 6}
+    data.append(line)
+    if failed:
+        marker = {"color": _FAILED, "size": 9, "symbol": "x"}
+        data.append(_points(failed, "no pair: it or keep failed", marker))
+    layout = layout_of(f"better than keep by ({result.monitor}) →", "", {})
+    layout["yaxis"] |= {
+        "type": "category",
+        "categoryarray": names,
+        "range": [-0.6, len(rows) - 0.4],
+    }
+    layout["shapes"] = [_zero()]
+    layout["height"] = 170 + 42 * len(rows)
+    return {"data": data, "layout": layout}
+
+
+def paired(one: Candidate, other: Candidate, mode: str) -> list[tuple[Run, float | None]]:
+    """How much better each run is than the other's on its seed; None if either has no metric."""
+    sign = -1.0 if mode == "min" else 1.0
+    theirs = {run.seed: run.metric for run in other.runs}
+    found: list[tuple[Run, float | None]] = []
+    for run in one.runs:
+        base = theirs.get(run.seed)
+        known = run.metric is not None and base is not None
+        found.append((run, sign * (run.metric - base) if known else None))  # type: ignore[operator]
+    return found
+
+
+def curves(result: SearchResult) -> Figure | None:
+    """Training loss of each candidate: mean over seeds, and the band of all of them."""
+    data: list[dict[str, Any]] = []
+    everyone = [result.baseline, *result.candidates]
+    for index, one in enumerate(everyone):
+        color = _KEEP if index == 0 else COLORS[(index - 1) % len(COLORS)]
+        name = cut(one.label) if index else f"keep{'' if one.label == 'keep' else _as(one)}"
+        data += _band(one, name, f"{index}", color)
+    points = [y for line in data for y in line["y"] if y is not None]
+    if not points:
+        return None
+    layout = layout_of("step", "training loss", {})
+    layout["yaxis"] |= scale_of(points) or _fall(data)
+    layout["height"] = 420 + 20 * len(everyone)
+    return {"data": data, "layout": layout}
+
+
+def _as(one: Candidate) -> str:
+    return f" ({cut(one.label)})"
+
+
+def _band(one: Candidate, name: str, group: str, color: str) -> list[dict[str, Any]]:
+    """A candidate's band, its mean, and every run that is shorter than the others."""
+    drawn = [run for run in one.runs if run.curve]
+    last = max((run.curve[-1][0] for run in drawn), default=0)
+    whole = [
+        dict(run.curve) for run in drawn if run.curve[-1][0] == last and run.metric is not None
+    ]
+    found: list[dict[str, Any]] = []
+    steps = sorted(set.intersection(*(set(c) for c in whole))) if whole else []
+    shared: dict[str, Any] = {"type": "scatter", "mode": "lines", "x": steps, "legendgroup": group}
+    for _ in range(bool(len(whole) > 1 and steps)):
+        edge = shared | {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+        found.append(edge | {"y": [min(c[step] for c in whole) for step in steps]})
+        found.append(
+            edge
+            | {
+                "y": [max(c[step] for c in whole) for step in steps],
+                "fill": "tonexty", "fillcolor": f"rgba({_rgb(color)},.15)",
+            }
+        )  # fmt: skip
+    if steps:
+        mean = [sum(c[step] for c in whole) / len(whole) for step in steps]
+        text = f"{name}, mean of {len(whole)}: %{{y:.4g}}<extra></extra>"
+        found.append(
+            shared
+            | {"name": name, "y": mean, "line": {"color": color, "width": 2}, "hovertemplate": text}
+        )
+    for position, run in enumerate(one.runs):
+        if run.metric is not None and run.curve and run.curve[-1][0] == last:
+            continue
+        if not run.curve:
+            continue
+        found.append(
+            {
+                "type": "scatter", "mode": "lines+markers", "legendgroup": group,
+                "x": [step for step, _ in run.curve], "y": [value for _, value in run.curve],
+                "name": f"{name}: failed" if not steps else name,
+                "showlegend": not steps and position == 0,
+                "line": {"color": color, "width": 1, "dash": "dot"},
+                "marker": {
+                    "symbol": "x", "color": _FAILED,
+                    "size": [0] * (len(run.curve) - 1) + [9],
+                },
+                "hovertemplate": f"seed {run.seed} failed, step %{{x}}: %{{y:.4g}}<extra></extra>",
+            }
+        )  # fmt: skip
+    return found
+
+
+def parts(result: SearchResult) -> tuple[Figure | None, str]:
+    """How much of the winner's gain is the learning rate's, how much the init's; and in words."""
+    tuned = next((c for c in result.candidates if getattr(c, "kind", "") == "tuned"), None)
+    won = result.best
+    if won.is_baseline or tuned is None or tuned is won:
+        return None, ""
+    steps = (
+        ("the learning rate's: keep at its best - keep", tuned, result.baseline),
+        ("the init's: winner - keep at its best", won, tuned),
+        ("both: winner - keep", won, result.baseline),
+    )
+    rows = [(name, compare(a.metrics, b.metrics, result.mode)) for name, a, b in steps]
+    rows = [(name, found) for name, found in rows if math.isfinite(found.gain)][::-1]
+    if not rows:
+        return None, ""
+    data = _points(
+        [(c.gain, name, f"{c.gain:+.4g} [{c.low:+.3g}, {c.high:+.3g}]") for name, c in rows],
+        "", {"color": "#222222", "size": 10, "symbol": "diamond"},
+    )  # fmt: skip
+    margin = [c.high - c.gain if math.isfinite(c.high) else 0.0 for _, c in rows]
+    data["error_x"] = {"type": "data", "array": margin, "thickness": 2, "width": 6}
+    layout = layout_of(f"better by ({result.monitor}), 95 % interval →", "", {})
+    layout |= {"showlegend": False, "height": 130 + 42 * len(rows), "shapes": [_zero()]}
+    layout["yaxis"] |= {"type": "category", "range": [-0.6, len(rows) - 0.4]}
+    said = "; ".join(f"{name} = {c.gain:+.3g}" for name, c in rows[::-1])
+    return {"data": [data], "layout": layout}, said
+
+
+def rates(known: Rates, goal: str, mode: str) -> Figure | None:
+    """The metric over the learning rate; within 5 % of an init's own best the dots are full."""
+    data: list[dict[str, Any]] = []
+    points = [y for pairs in known.values() for _, y in pairs if y is not None]
+    if not points:
+        return None
+    for index, (label, pairs) in enumerate(known.items()):
+        color = _KEEP if index == 0 else COLORS[(index - 1) % len(COLORS)]
+        ordered = sorted(pairs)
+        values = [y for _, y in ordered if y is not None]
+        best = (min if mode == "min" else max)(values, default=math.nan)
+        full = [y is not None and abs(y - best) <= _NEAR * abs(best) for _, y in ordered]
+        data.append(
+            {
+                "type": "scatter", "mode": "lines+markers", "name": cut(label),
+                "x": [x for x, _ in ordered], "y": [y for _, y in ordered],
+                "connectgaps": False, "line": {"color": color, "width": 1.5},
+                "marker": {
+                    "color": [color if one else "#ffffff" for one in full], "size": 9,
+                    "line": {"color": color, "width": 1.5},
+                },
+                "hovertemplate": "lr %{x:.3g}: %{y:.4g}",
+            }
+        )  # fmt: skip
+        failed = [x for x, y in ordered if y is None]
+        if failed:
+            data.append(
+                {
+                    "type": "scatter", "mode": "markers", "name": f"{cut(label)}: failed",
+                    "x": failed, "y": [0.02 + 0.04 * index] * len(failed), "yaxis": "y2",
+                    "marker": {"symbol": "x", "color": color, "size": 9},
+                    "hovertemplate": "lr %{x:.3g}: failed<extra></extra>",
+                }
+            )  # fmt: skip
+    layout = layout_of("learning rate", goal, {})
+    layout["xaxis"] |= {"type": "log", "exponentformat": "power", "dtick": 1}
+    layout["yaxis"] |= scale_of(points)
+    layout["yaxis2"] = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}
+    return {"data": data, "layout": layout}
+
+
+def cut(label: str, width: int = _WIDE) -> str:
+    """A label in at most `width` characters, its end cut, without markup for plotly."""
+    short = label if len(label) <= width else f"{label[: width - 1]}…"
+    return short.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _points(points: Sequence[tuple[float, str, str]], name: str, marker: Any) -> dict[str, Any]:
+    return {
+        "type": "scatter", "mode": "markers", "name": name, "marker": marker,
+        "x": [x for x, _, _ in points], "y": [y for _, y, _ in points],
+        "text": [text for _, _, text in points], "hovertemplate": "%{text}<extra></extra>",
+    }  # fmt: skip
+
+
+def _why(run: Run) -> str:
+    if run.metric is not None:
+        return "keep failed"
+    reason = run.reason if len(run.reason) < 90 else f"{run.reason[:89]}…"
+    return "failed" + (f": {reason}" if reason else "").replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _zero() -> dict[str, Any]:
+    line = {"color": "#777777", "dash": "dash", "width": 1}
+    return {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": 0, "x1": 0, "line": line}
+
+
+def _fall(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A logarithmic axis for losses that fall to a fifth and further."""
+    known = [y for line in lines for y in line["y"] if y is not None]
+    if min(known) <= 0 or max(known) < 5 * min(known):
+        return {}
+    folds = math.log10(max(known) / min(known))
+    far = {"dtick": max(1, math.ceil(folds / 8)), "exponentformat": "power"}
+    return {"type": "log"} | ({"dtick": "D2", "tickformat": ".2~g"} if folds < 1.5 else far)
+
+
+def _rgb(color: str) -> str:
+    return ",".join(str(int(color[at : at + 2], 16)) for at in (1, 3, 5))
