@@ -23,7 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,24 @@ from lightning_init.search.job import Job  # noqa: E402
 from lightning_init.search.settings import Settings, settings_for  # noqa: E402
 from lightning_init.search.space import Space  # noqa: E402
 
-STRATEGIES = ("keep", "auto", "xavier_normal", "kaiming_normal", "orthogonal", "lsuv", "normal")
-FACTORS = tuple(10 ** (-1 + 2 * index / 5) for index in range(6))  # times the user's own
-GRID_SEEDS, FRESH = tuple(range(101, 106)), tuple(range(201, 206))
-TASKS, TRIALS = ("mlp", "lstm", "cnn"), 40
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained; the learning rates are multiples of the user's own."""
+
+    tasks: tuple[str, ...] = ("mlp", "lstm", "cnn")
+    strategies: tuple[str, ...] = (
+        *("keep", "auto", "xavier_normal", "kaiming_normal", "orthogonal", "lsuv", "normal"),
+    )
+    factors: tuple[float, ...] = tuple(10 ** (-1 + 2 * index / 5) for index in range(6))
+    seeds: tuple[int, ...] = tuple(range(101, 106))
+    fresh: tuple[int, ...] = tuple(range(201, 206))
+    trials: int = 40
+    repeats: int = 5
+    share: float = 1.0  # of the steps of a trial
+
+
+QUICK = Scale(("mlp",), ("keep", "orthogonal"), (1.0,), (101, 102), (201, 202), 6, 2, 0.1)
 
 
 @dataclass(frozen=True)
@@ -76,44 +90,47 @@ class Truth:
     steps: int
 
 
-def grid(key: str, task: Task, cache: Path, workers: int) -> Truth:
+def grid(key: str, task: Task, scale: Scale, cache: Path, workers: int) -> Truth:
     """Train the grid."""
-    cells = [(strategy, task.lr * factor) for strategy in STRATEGIES for factor in FACTORS]
+    cells = [(name, task.lr * factor) for name in scale.strategies for factor in scale.factors]
     fits = {
-        cell: [fit_of(key, InitSpec(cell[0]), cell[1], seed, task.short) for seed in GRID_SEEDS]
+        cell: [fit_of(key, InitSpec(cell[0]), cell[1], seed, task.short) for seed in scale.seeds]
         for cell in cells
     }
     done = cached([fit for row in fits.values() for fit in row], cache, workers)
     found = {cell: [done[fit] for fit in row] for cell, row in fits.items()}
     ranked = sorted(cells, key=lambda cell: mean(found[cell]))
     noise = math.sqrt(mean([sd(found[cell]) ** 2 for cell in ranked[:5]]))
-    value = truth(key, task, Choice(0, InitSpec(ranked[0][0]), ranked[0][1]), cache, workers)
-    enough = value + math.sqrt(2 / len(FRESH)) * noise
-    return Truth(ranked[0], value, enough, len(cells) * len(GRID_SEEDS) * task.short)
+    chosen = Choice(0, InitSpec(ranked[0][0]), ranked[0][1])
+    value = truth(key, task, chosen, scale.fresh, cache, workers)
+    enough = value + math.sqrt(2 / len(scale.seeds)) * noise
+    return Truth(ranked[0], value, enough, len(cells) * len(scale.seeds) * task.short)
 
 
-def truth(key: str, task: Task, choice: Choice, cache: Path, workers: int) -> float:
+def truth(
+    key: str, task: Task, choice: Choice, fresh: tuple[int, ...], cache: Path, workers: int
+) -> float:
     """The mean metric on the fresh seeds."""
-    fits = [fit_of(key, choice.spec, choice.lr, seed, task.short) for seed in FRESH]
+    fits = [fit_of(key, choice.spec, choice.lr, seed, task.short) for seed in fresh]
     return mean(list(cached(fits, cache, workers).values()))
 
 
-def settings(task: Task, seed: int, trials: int, folder: Path) -> Settings:
+def settings(task: Task, seed: int, scale: Scale, folder: Path) -> Settings:
     """What `lightning-init search` makes of the configuration."""
     options = Namespace(
-        trials=trials,
+        trials=scale.trials,
         steps=task.short,
         seed=seed,
         workers=0,
-        strategies=",".join(STRATEGIES),
+        strategies=",".join(scale.strategies),
         out=str(folder),
     )
     return settings_for(Job(task.config), options, "grid")
 
 
-def ours(task: Task, seed: int, trials: int, folder: Path) -> Story:
+def ours(task: Task, seed: int, scale: Scale, folder: Path) -> Story:
     """The search, as the command runs it."""
-    chosen = settings(task, seed, trials, folder)
+    chosen = settings(task, seed, scale, folder)
     spent, best, found = 0, math.inf, []
 
     def seen(phase: str, number: int, trial: Any, outcome: Any) -> None:
@@ -131,11 +148,11 @@ def ours(task: Task, seed: int, trials: int, folder: Path) -> Story:
     return Story(tuple(found), Choice(spent, result.best.spec, result.best.config[LR]))
 
 
-def plain(task: Task, seed: int, trials: int, folder: Path, key: str) -> Story:
+def plain(task: Task, seed: int, scale: Scale, folder: Path, key: str) -> Story:
     """Optuna as its Lightning example has it."""
     from optuna_integration import PyTorchLightningPruningCallback
 
-    space: Space = settings(task, seed, trials, folder).space
+    space: Space = settings(task, seed, scale, folder).space
     spent, found = 0, []
 
     def objective(trial: optuna.Trial) -> float:
@@ -168,7 +185,9 @@ def plain(task: Task, seed: int, trials: int, folder: Path, key: str) -> Story:
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=seed), pruner=optuna.pruners.MedianPruner()
     )
-    study.optimize(objective, n_trials=trials, catch=(ValueError, RuntimeError), callbacks=[note])
+    study.optimize(
+        objective, n_trials=scale.trials, catch=(ValueError, RuntimeError), callbacks=[note]
+    )
     return Story(tuple(found), Choice(spent, found[-1].spec, found[-1].lr))
 
 
@@ -200,17 +219,18 @@ def quartiles(values: list[float]) -> str:
 
 def report(args: argparse.Namespace) -> str:
     """The table."""
-    trials, repeats = (12, 2) if args.quick else (TRIALS, args.repeats)
+    scale = QUICK if args.quick else Scale(repeats=args.repeats)
     lines = [
         "| task | grid's best | how | steps until as good, median (quartiles) | of the grid's |"
         " all steps | as good at the end |",
         "|---|---|---|---|---|---|---|",
     ]
-    for key in TASKS[:1] if args.quick else TASKS:
+    for key in scale.tasks:
         if args.only not in key:
             continue
         task = tasks()[key]
-        known = grid(key, task, args.cache, args.workers)
+        task = replace(task, short=round(task.short * scale.share))
+        known = grid(key, task, scale, args.cache, args.workers)
         where = f"{known.best[0]}, lr {known.best[1]:.2g}: {known.value:.3f}"
         lines.append(
             f"| {task.name} | {where}, enough {known.enough:.3f} | grid | {known.steps} | 1 "
@@ -218,14 +238,15 @@ def report(args: argparse.Namespace) -> str:
         )
         for how in ("search", "Optuna"):
             reached, spent, good = [], [], 0
-            for seed in range(repeats):
-                story = _story(how, key, task, seed, trials, args.cache)
+            for seed in range(scale.repeats):
+                story = _story(how, key, task, seed, scale, args.cache)
                 values = {
-                    c: truth(key, task, c, args.cache, args.workers) for c in story.incumbents
+                    one: truth(key, task, one, scale.fresh, args.cache, args.workers)
+                    for one in (*story.incumbents, story.final)
                 }
-                hits = [c.steps for c, value in values.items() if value <= known.enough]
+                hits = [one.steps for one, value in values.items() if value <= known.enough]
                 reached.append(float(hits[0]) if hits else math.inf)
-                end = truth(key, task, story.final, args.cache, args.workers)
+                end = values[story.final]
                 spent.append(story.final.steps)
                 good += end <= known.enough
                 print(
@@ -238,24 +259,24 @@ def report(args: argparse.Namespace) -> str:
             share = statistics.median(reached) / known.steps
             lines.append(
                 f"| | | {how} | {quartiles(reached)} | {share:.3f} "
-                f"| {statistics.median(spent):.0f} | {good} of {repeats} |"
+                f"| {statistics.median(spent):.0f} | {good} of {scale.repeats} |"
             )
     return "\n".join(lines)
 
 
-def _story(how: str, key: str, task: Task, seed: int, trials: int, cache: Path) -> Story:
+def _story(how: str, key: str, task: Task, seed: int, scale: Scale, cache: Path) -> Story:
     folder = cache / "search" / "run"
-    name: list[Any] = [how, task.config, task.short, STRATEGIES, seed, trials, CODE]
+    name: list[Any] = [how, task.config, task.short, scale.strategies, seed, scale.trials, CODE]
     if how == "search":
-        return stored(cache, [*name, SOURCES], lambda: ours(task, seed, trials, folder))
+        return stored(cache, [*name, SOURCES], lambda: ours(task, seed, scale, folder))
     name += [inspect.getsource(plain), optuna.__version__]
-    return stored(cache, name, lambda: plain(task, seed, trials, folder, key))
+    return stored(cache, name, lambda: plain(task, seed, scale, folder, key))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one task, few trials: does it run?")
-    parser.add_argument("--only", default="", help=f"tasks whose key has this in it: {TASKS}")
+    parser.add_argument("--only", default="", help="tasks whose key has this in it")
     parser.add_argument("--repeats", type=int, default=5, help="seeds of the samplers")
     parser.add_argument("--workers", type=int, default=1, help="processes for known trainings")
     parser.add_argument("--cache", type=Path, default=ROOT / ".benchmarks")
