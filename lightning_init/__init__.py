@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from lightning_init.callbacks.init import InitCallback as InitCallback
     from lightning_init.callbacks.monitor import HealthMonitor as HealthMonitor
+    from lightning_init.cli.mixin import SearchMixin as SearchMixin
     from lightning_init.health.audit import audit as audit
     from lightning_init.health.compare import Comparison as Comparison
     from lightning_init.health.findings import Cause as Cause, Finding as Finding
@@ -62,6 +63,7 @@ _HOMES = {
     "Usage": "architecture.params",
     "InitCallback": "callbacks.init",
     "HealthMonitor": "callbacks.monitor",
+    "SearchMixin": "cli.mixin",
     "audit": "health.audit",
     "Comparison": "health.compare",
     "Cause": "health.findings",

@@ -10,26 +10,32 @@ from rich.table import Table
 
 from lightning_init.cli.live import Live
 from lightning_init.cli.options import job_for
+from lightning_init.search.board import Board
 from lightning_init.search.evaluate import JobEvaluate
 from lightning_init.search.job import ConfigError
+from lightning_init.search.own_cli import Recipe, for_workers
 from lightning_init.search.records import OtherStudyError
 from lightning_init.search.result import SearchResult
 from lightning_init.search.settings import Settings, settings_for
 from lightning_init.search.study import search_init
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], own: Recipe | None = None, prog: str = "lightning-init") -> int:
     """Search, confirm, and write `best.yaml`, `results.json` and `report.html`.
 
     Args:
         arguments: LightningCLI's, and the command's own (`cli/flags.py`).
+        own: The LightningCLI that has the command; None for `--cli`, or for Lightning's.
+        prog: The program, for the help.
 
     Returns:
         0; 130 if interrupted, then the same command goes on.
     """
-    job = job_for("search", arguments)
+    job = job_for("search", arguments, own, prog)
     settings = settings_for(job, job.config, config_name(arguments))
-    return search(settings, JobEvaluate(settings.config, settings.objectives))
+    if own is not None and settings.workers:
+        for_workers(own)
+    return search(settings, JobEvaluate(settings.config, settings.objectives, job.cli))
 
 
 def search(settings: Settings, evaluate: JobEvaluate) -> int:
@@ -42,9 +48,12 @@ def search(settings: Settings, evaluate: JobEvaluate) -> int:
     for line in (settings.headline, *settings.notes):
         console.print(line)
     settings.out.mkdir(parents=True, exist_ok=True)
+    board = Board(settings.out / "tensorboard", [goal.name for goal in settings.budget.goals])
     try:
         with Live(console) as live:
-            result = search_init(evaluate, settings.space, **settings.arguments, progress=live)
+            result = search_init(
+                evaluate, settings.space, **settings.arguments, progress=live, seen=board
+            )
     except OtherStudyError:
         raise ConfigError(
             f"{settings.out} holds the search of another configuration (or of other --steps, "
@@ -54,37 +63,33 @@ def search(settings: Settings, evaluate: JobEvaluate) -> int:
         console.print("interrupted: finished trials are kept, the same command goes on")
         return 130
     result.save(settings.out)
-    console.print(summary(result))
-    for line in _without(result):
-        console.print(line, markup=False)
-    console.print(result.verdict())
+    say(result, console)
     console.print(f"{settings.out / 'best.yaml'}: add it to your command line, after your own:")
     console.print(f"  fit --config <yours> --config {settings.out / 'best.yaml'}")
-    console.print(f"{settings.out / 'report.html'}: the plots")
+    console.print(f"{settings.out / 'report.html'}: the plots; more of them, also while it runs:")
+    console.print(f"  tensorboard --logdir {settings.out / 'tensorboard'}")
     return 0
 
 
-def summary(result: SearchResult) -> Table:
-    """The confirmed candidates as a table of 80 columns."""
+def say(result: SearchResult, console: Console) -> None:
+    """Print what a search or a comparison found: a table for each goal, and the sentences."""
+    for goal in range(len(result.goals)):
+        console.print(summary(result, goal))
+    for line in result.lines():
+        console.print(line, markup=False)
+    console.print(result.verdict(), markup=False)
+
+
+def summary(result: SearchResult, goal: int = 0) -> Table:
+    """The confirmed candidates as a table of 80 columns, for one goal."""
     grid = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    grid.add_column("init", overflow="fold")
-    grid.add_column(f"{result.monitor}, mean ± sd", justify="right")
-    grid.add_column("better than keep by [95 %]", justify="right")
-    grid.add_column("failed", justify="right")
-    for row in result.rows():
+    first, *others = result.heads(goal)
+    grid.add_column(first, overflow="fold")
+    for head in others:
+        grid.add_column(head, justify="right")
+    for row in result.rows(goal):
         grid.add_row(*row)
     return grid
-
-
-def _without(result: SearchResult) -> list[str]:
-    """What the search cannot say anything about, and why."""
-    found: dict[str, str] = {}
-    for trial in result.trials:
-        name = trial["spec"]["strategy"]
-        found.setdefault(name, trial["reason"])
-        if trial["metric"] is not None:
-            found[name] = ""
-    return [f"no result for {name}: {reason}" for name, reason in found.items() if reason]
 
 
 def config_name(arguments: Sequence[str]) -> str:

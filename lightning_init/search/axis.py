@@ -82,6 +82,18 @@ class Axis:
             return optuna.distributions.IntDistribution(low, high, log=self.log)
         return optuna.distributions.FloatDistribution(self.low, self.high, log=self.log)
 
+    def holds(self, value: Any) -> bool:
+        """Whether a value lies on it.
+
+        Example:
+            >>> Axis(0.1, 1.0).holds(0.5), Axis(choices=(1, 2)).holds(True)
+            (True, False)
+        """
+        if self.choices:
+            return any(type(one) is type(value) and one == value for one in self.choices)
+        fits = _is_number(value) and self.low <= value <= self.high
+        return fits and not (self.whole and value != int(value))
+
     def at(self, value: Any) -> Axis:
         """The same that starts at the user's own value, widened if it lies outside.
 
@@ -102,8 +114,11 @@ class Axis:
             same = [one for one in self.choices if type(one) is type(value) and one == value]
             others = [one for one in self.choices if not any(one is each for each in same)]
             return replace(self, choices=(value, *others), current=value)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or (self.log and value <= 0) or (self.whole and value != int(value)):
+        if (
+            not _is_number(value)
+            or (self.log and value <= 0)
+            or (self.whole and value != int(value))
+        ):
             raise ValueError(f"{self} cannot hold {value!r}")
         low, high = min(self.low, value), max(self.high, value)
         return replace(self, low=low, high=high, current=value)

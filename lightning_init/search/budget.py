@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from lightning_init.search.statistics import Mode
 
@@ -60,6 +61,15 @@ class Budget:
             raise ValueError(
                 f"`confirm_steps >= steps` must hold, but got {self.confirm_steps} < {self.steps}"
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; `from_dict` reads it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Budget:
+        """The budget in plain data."""
+        return cls(**{**data, "goals": tuple(Goal(**goal) for goal in data["goals"])})
 
     @property
     def mode(self) -> Mode:

@@ -76,7 +76,7 @@ def _confirmation(result: SearchResult) -> Iterator[str]:
         "were not used for choosing. The difference to <code>keep</code> is that on the same seed; "
         "positive is better. The intervals hold for all candidates together (95 %).</p>"
     )
-    head = ("init", f"{result.monitor}, mean ± sd", "better than keep by", "failed")
+    head = result.heads()
     yield "<div class='wide'><table class='said'><thead><tr>"
     yield "".join(f"<th>{html.escape(name)}</th>" for name in head) + "</tr></thead><tbody>"
     for row in result.rows():

@@ -1,12 +1,15 @@
 """What a search keeps in its studies, and how it is read back.
 
-There are two: `search` holds the screening as Optuna made it, `confirm` one finished trial for
-each run on a fresh seed.
+`search` holds the screening as Optuna made it; `sweep`, `confirm` and `compare` hold one finished
+trial for each run. Budget and space are attributes of the screening, so that a folder alone is
+enough to read a result back.
 """
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import optuna
@@ -28,6 +31,12 @@ class OtherStudyError(ValueError):
 def open_study(storage: optuna.storages.BaseStorage, budget: Budget, space: Space) -> optuna.Study:
     """The screening: what was lost is queued again, the recipes come first."""
     study = open_part(storage, "search", budget)
+    kept = {"budget": budget.to_dict()}
+    if plain := getattr(space, "to_dict", None):
+        kept["space"] = plain()
+    for name, data in kept.items():
+        if study.user_attrs.get(name) != json.loads(json.dumps(data)):
+            study.set_user_attr(name, data)
     requeue_running(study)  # their process is gone: this one owns the study now
     for point in space.recipes()[: budget.trials]:
         study.enqueue_trial(point, skip_if_exists=True)
@@ -35,7 +44,7 @@ def open_study(storage: optuna.storages.BaseStorage, budget: Budget, space: Spac
 
 
 def open_part(storage: optuna.storages.BaseStorage, name: str, budget: Budget) -> optuna.Study:
-    """One of the two studies of a search, made or gone on with.
+    """One of the studies of a search, made or gone on with.
 
     Raises:
         OtherStudyError: If the storage holds the study of something else.
@@ -109,24 +118,45 @@ def attributes(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def remember(study: optuna.Study, key: tuple[int, int], outcome: Outcome) -> Run:
-    """Store a confirmation run."""
-    number, seed = key
-    metric = outcome.metric
+RunKey = tuple[str, int, int]  # content of the candidate, seed, steps
+
+
+def remember(study: optuna.Study, key: RunKey, outcome: Outcome) -> Run:
+    """Store a run; one without a metric as failed, so that no tool takes it for a good one."""
+    what, seed, steps = key
+    failed = outcome.metric is None
     trial = optuna.create_trial(
-        state=TrialState.COMPLETE,
-        values=[0.0] * len(study.directions) if metric is None else list(outcome.values),
-        user_attrs={**attributes(outcome), "candidate": number, "seed": seed},
+        state=TrialState.FAIL if failed else TrialState.COMPLETE,
+        values=None if failed else list(outcome.values),
+        user_attrs={**attributes(outcome), "candidate": what, "seed": seed, "steps": steps},
     )
     study.add_trial(trial)
-    return run_of(trial)
+    return _run_of(trial)
 
 
-def run_of(trial: FrozenTrial) -> Run:
-    """A stored confirmation run."""
+def known_runs(study: optuna.Study) -> dict[RunKey, Run]:
+    """Every stored run."""
+    states = (TrialState.COMPLETE, TrialState.FAIL)
+    runs = study.get_trials(deepcopy=False, states=states)
+    return {(*(t.user_attrs[k] for k in ("candidate", "seed", "steps")),): _run_of(t) for t in runs}
+
+
+def _run_of(trial: FrozenTrial) -> Run:
     attrs = trial.user_attrs
-    curve = tuple((int(step), float(value)) for step, value in attrs.get("curve", []))
-    return Run(attrs["seed"], attrs["metric"], attrs["reason"], curve, attrs.get("info", {}))
+    return Run(
+        seed=attrs["seed"],
+        metric=attrs["metric"],
+        reason=attrs["reason"],
+        curve=_points(attrs["curve"]),
+        info=attrs["info"],
+        others=tuple(attrs["others"]),
+        readings=_points(attrs["readings"]),
+        steps=attrs["steps"],
+    )
+
+
+def _points(stored: Iterable[Sequence[float]]) -> tuple[tuple[int, float], ...]:
+    return tuple((int(step), float(value)) for step, value in stored)
 
 
 def whole(space: Space, trial: FrozenTrial) -> bool:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-import yaml
 
 from lightning_init.callbacks.init import InitCallback
+from lightning_init.search import overlay, verdict
+from lightning_init.search.budget import Goal
 from lightning_init.search.candidates import Candidate, short
-from lightning_init.search.keys import nested
-from lightning_init.search.statistics import Comparison, Mode, compare
+from lightning_init.search.decision import Decision, against, decide, level_for, preference
+from lightning_init.search.plain import plain
+from lightning_init.search.statistics import (
+    Comparison,
+    Mode,
+    Stability,
+    stability,
+)
+from lightning_init.search.sweep import Rates
 from lightning_init.strategies.spec import InitSpec
 
 if TYPE_CHECKING:
@@ -30,71 +39,110 @@ class SearchResult:
         best: The winner: a candidate that beats the baseline by more than the noise, else the
             baseline.
         candidates: What was confirmed, best mean first.
-        comparisons: One per candidate, against the baseline.
-        own: The baseline's own statistics.
+        goals: What each value of a run is called, and its direction.
+        versus_keep: For each candidate, goal by goal, against the baseline.
+        owns: The baseline's own statistics, goal by goal.
         trials: All screening trials as plain data.
-        mode: Whether a smaller or larger metric is better.
-        monitor: What the metric is called.
         steps: Training steps of each run.
-        study: The Optuna study of the screening.
+        study: The Optuna study of the screening, or of the comparison.
+        decision: Why `best` is recommended, and whose the gain is.
+        rates: Label without the learning rate -> (learning rate, metric or None), in order.
+        stability: Whether the order is the same after the screening's steps and after `steps`;
+            None if both are the same.
+        rate_key: The configuration key that is the learning rate, `""` for none.
     """
 
     baseline: Candidate
     best: Candidate
     candidates: tuple[Candidate, ...]
-    comparisons: tuple[Comparison, ...]
-    own: Comparison
+    goals: tuple[Goal, ...]
+    versus_keep: tuple[tuple[Comparison, ...], ...]
+    owns: tuple[Comparison, ...]
     trials: tuple[dict[str, Any], ...]
-    mode: Mode
-    monitor: str
     steps: int
     study: optuna.Study = field(repr=False)
+    decision: Decision = field(repr=False)
+    rates: Mapping[str, Rates] = field(default_factory=dict, repr=False)
+    stability: Stability | None = None
+    rate_key: str = ""
 
     @classmethod
     def judge(
         cls,
         baseline: Candidate,
-        candidates: tuple[Candidate, ...],
+        candidates: Sequence[Candidate],
         trials: tuple[dict[str, Any], ...],
         *,
-        mode: Mode,
-        monitor: str,
+        goals: Sequence[Goal],
         steps: int,
         study: optuna.Study,
+        screened: int = 0,
+        rates: Mapping[str, Rates] | None = None,
+        rate_key: str = "",
     ) -> SearchResult:
-        """Compare and choose.
+        """Compare and choose, see `decide`.
 
-        The interval of each candidate is widened for the number of candidates (Bonferroni), so
-        that picking the best of them is not mistaken for being better.
+        Args:
+            baseline: The as-built model with its runs.
+            candidates: The others, with runs on the same seeds.
+            trials: The screening trials as plain data.
+            goals: What each value of a run is.
+            steps: Training steps of each run.
+            study: Where the trials are.
+            screened: Training steps of a screening trial, 0 if there was none.
+            rates: What the sweep of learning rates found.
+            rate_key: The configuration key that is the learning rate.
         """
-        level = 1 - 0.05 / max(1, len(candidates))
-        own = compare(baseline.metrics, baseline.metrics, mode)
-        compared = [(c, compare(c.metrics, baseline.metrics, mode, level)) for c in candidates]
-        sign = 1 if mode == "min" else -1
-
-        def rank(pair: tuple[Candidate, Comparison]) -> tuple[int, float]:
-            mean = pair[1].mean
-            return pair[1].failures, math.inf if math.isnan(mean) else sign * mean
-
-        compared.sort(key=rank)
-        winners = [one for one, against in compared if against.better(own.failures)]
+        goals = tuple(goals)
+        level = level_for(len(candidates), len(goals))
+        compared = [(one, against(one, baseline, goals, level)) for one in candidates]
+        compared.sort(key=lambda pair: preference(pair[0], pair[1], goals))
+        ordered = tuple(one for one, _ in compared)
+        decision = decide(baseline, ordered, goals, rate_key)
         return cls(
             baseline=baseline,
-            best=winners[0] if winners else baseline,
-            candidates=tuple(one for one, _ in compared),
-            comparisons=tuple(against for _, against in compared),
-            own=own,
+            best=decision.best,
+            candidates=ordered,
+            goals=goals,
+            versus_keep=tuple(found for _, found in compared),
+            owns=against(baseline, baseline, goals, 0.95),
             trials=trials,
-            mode=mode,
-            monitor=monitor,
             steps=steps,
             study=study,
+            decision=decision,
+            rates=rates or {},
+            stability=_stability([baseline, *ordered], (screened, steps), goals[0].mode),
+            rate_key=rate_key,
         )
+
+    @property
+    def mode(self) -> Mode:
+        """Whether a smaller or larger first goal is better."""
+        return self.goals[0].mode
+
+    @property
+    def monitor(self) -> str:
+        """What the first goal is called."""
+        return self.goals[0].name
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """One per candidate, against the baseline, in the first goal."""
+        return tuple(found[0] for found in self.versus_keep)
+
+    @property
+    def own(self) -> Comparison:
+        """The baseline's own statistics in the first goal."""
+        return self.owns[0]
 
     @property
     def results(self) -> tuple[dict[str, Any], ...]:
         """One row per screening trial, as plain data."""
         return self.trials
+
+    def versus(self, one: Candidate) -> tuple[Comparison, ...]:
+        """A candidate against the baseline, goal by goal."""
+        return self.versus_keep[self.candidates.index(one)]
 
     def suggestion(self) -> InitSpec | None:
         """The winner's init, None if nothing beats `keep` by more than the noise."""
@@ -102,30 +150,42 @@ class SearchResult:
 
     def verdict(self) -> str:
         """One sentence: the winner and by how much, or that no difference was found."""
-        if self.best.is_baseline:
-            return (
-                f"no difference found: keep your init (nothing beats keep by more than the noise "
-                f"of {len(self.baseline.runs)} seeds)"
-            )
-        won = self.comparisons[self.candidates.index(self.best)]
-        if math.isnan(won.gain):
-            return f"{self.best.label} wins: keep has no finite {self.monitor} on any seed"
-        return (
-            f"{self.best.label} wins: {self.monitor} {won.mean:.4g} against {self.own.mean:.4g}, "
-            f"better by {won.gain:.3g} [{won.low:.3g}, {won.high:.3g}], "
-            f"in {round(won.wins * 100)} % of {won.n} pairs"
-        )
+        return verdict.verdict(self)
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """The confirmed candidates and `keep` as text: mean, spread, difference, failures."""
-        pairs = [*zip(self.candidates, self.comparisons, strict=True), (self.baseline, self.own)]
+    def lines(self) -> list[str]:
+        """All that is said under the table, a sentence each."""
+        return verdict.lines(self)
+
+    def heads(self, goal: int = 0) -> tuple[str, ...]:
+        """The heads of `rows`."""
+        name = self.goals[goal].name
+        return ("init", f"{name}, mean ± sd", "better than keep by [95 %]", "P", "failed")
+
+    def rows(self, goal: int = 0) -> list[tuple[str, ...]]:
+        """The confirmed candidates and `keep` as text, for one goal.
+
+        Args:
+            goal: Its number, from 0.
+
+        Returns:
+            Name, mean and spread, difference to `keep`, probability of being better, failures.
+        """
+        pairs = [
+            *(
+                (one, found[goal])
+                for one, found in zip(self.candidates, self.versus_keep, strict=True)
+            ),
+            (self.baseline, self.owns[goal]),
+        ]
         found: list[tuple[str, ...]] = []
-        for one, against in pairs:
-            difference = "baseline" if one.is_baseline else _interval(against)
-            failed = f"{against.failures} of {len(one.runs)}" if against.failures else "0"
-            label = f"{one.label} (winner)" if one is self.best else one.label
-            spread = f"{short(against.mean)} ± {short(against.sd)}"
-            found.append((label, spread, difference, failed))
+        for one, versus in pairs:
+            failed = f"{versus.failures} of {len(one.runs)}" if versus.failures else "0"
+            name = f"{one.label} (winner)" if one is self.best else one.label
+            spread = f"{short(versus.mean)} ± {short(versus.sd)}"
+            keep = one.is_baseline
+            difference = "baseline" if keep else verdict.interval(versus)
+            chance = "" if keep or math.isnan(versus.chance) else f"{versus.chance:.2f}"
+            found.append((name, spread, difference, chance, failed))
         return found
 
     def to_callback(self, **arguments: Any) -> InitCallback:
@@ -134,16 +194,7 @@ class SearchResult:
 
     def overlay(self) -> dict[str, Any]:
         """The winner as a LightningCLI configuration to put after the user's own."""
-        init: dict[str, Any] = {"strategy": self.best.spec.strategy}
-        if self.best.spec.params:
-            init["params"] = dict(self.best.spec.params)
-        if self.best.spec.overrides:
-            init["overrides"] = {k: s.to_dict() for k, s in self.best.spec.overrides.items()}
-        callback = {"class_path": "lightning_init.InitCallback", "init_args": init}
-        config = {} if self.best.is_baseline else nested(self.best.config)
-        data = {"seed_everything": self.best.runs[0].seed, **config}
-        data.setdefault("trainer", {})["callbacks+"] = [callback]
-        return data
+        return overlay.overlay(self)
 
     def plot(self) -> Figure:
         """The loss curves of the confirmation runs, as a plotly figure."""
@@ -155,19 +206,22 @@ class SearchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {
-            "monitor": self.monitor,
-            "mode": self.mode,
-            "steps": self.steps,
-            "verdict": self.verdict(),
-            "winner": _candidate(self.best, None),
-            "baseline": _candidate(self.baseline, self.own),
-            "candidates": [
-                _candidate(one, against)
-                for one, against in zip(self.candidates, self.comparisons, strict=True)
-            ],
-            "trials": list(self.trials),
-        }
+        return plain(self)
+
+    @classmethod
+    def load(cls, folder: str | Path, storage: str | None = None) -> SearchResult:
+        """The result of a search from what its folder holds; runs nothing.
+
+        Args:
+            folder: The run's folder.
+            storage: The database, where the search was not kept in the folder.
+
+        Raises:
+            ValueError: If there is no search, or if it has not ended.
+        """
+        from lightning_init.search.study import read_back
+
+        return read_back(folder, storage)
 
     def save(self, folder: str | Path) -> None:
         """Write `best.yaml`, `results.json` and `report.html`.
@@ -180,14 +234,8 @@ class SearchResult:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        seeds = ", ".join(str(run.seed) for run in self.best.runs)
-        head = (
-            f"# {self.verdict()}\n"
-            f"# Use it as a second configuration: fit --config <yours> --config {folder}/best.yaml\n"
-            f"# Each of the confirmation seeds {seeds} gives that run again: --seed_everything N\n"
-        )
-        text = head + yaml.safe_dump(self.overlay(), sort_keys=False)
-        (folder / "best.yaml").write_text(text, encoding="utf-8")
+        path = folder / "best.yaml"
+        path.write_text(overlay.text(self, path), encoding="utf-8")
         results = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         (folder / "results.json").write_text(results, encoding="utf-8")
         (folder / "report.html").write_text(
@@ -195,34 +243,16 @@ class SearchResult:
         )
 
 
-def _candidate(one: Candidate, against: Comparison | None) -> dict[str, Any]:
-    data: dict[str, Any] = {
-        "trial": one.number,
-        "label": one.label,
-        "spec": one.spec.to_dict(),
-        "config": dict(one.config),
-        "runs": [
-            {
-                "seed": run.seed,
-                "metric": run.metric,
-                "reason": run.reason,
-                "curve": [list(point) for point in run.curve],
-                **run.info,
-            }
-            for run in one.runs
-        ],
-    }
-    if against is not None:
-        names = ("n", "failures", "mean", "sd", "gain", "low", "high", "wins")
-        data["statistics"] = {name: _finite(getattr(against, name)) for name in names}
-    return data
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _interval(against: Comparison) -> str:
-    if math.isnan(against.gain):
-        return "no pair"
-    return f"{against.gain:+.3g} [{against.low:+.3g}, {against.high:+.3g}]"
+def _stability(
+    everyone: Sequence[Candidate], steps: tuple[int, int], mode: Mode
+) -> Stability | None:
+    early, late = steps
+    if not 0 < early < late:
+        return None
+    return stability(
+        [one.label for one in everyone],
+        [[run.reading(early) for run in one.runs] for one in everyone],
+        [one.metrics for one in everyone],
+        steps,
+        mode,
+    )

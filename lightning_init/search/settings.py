@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lightning_init.search.devices import devices
 from lightning_init.search.evaluate import TRAIN_LOSS
 from lightning_init.search.job import ConfigError, Job
 from lightning_init.search.keys import dotted_keys
+from lightning_init.search.look import Look, look
 from lightning_init.search.objectives import Objective, parse_objectives
 from lightning_init.search.space import STRATEGY, Axis, Space, around, parse_axis
 from lightning_init.search.statistics import Mode
@@ -39,6 +40,7 @@ class Settings:
         workers: Worker processes, 0 for none.
         out: The run's folder.
         storage: Its study: a file in the folder, or a database's URL.
+        look: What one batch of the job has shown.
         notes: What the user should know before it begins.
     """
 
@@ -49,6 +51,7 @@ class Settings:
     workers: int
     out: Path
     storage: str | Path
+    look: Look
     notes: tuple[str, ...] = ()
 
     @property
@@ -83,8 +86,8 @@ class Settings:
         return (
             f"Searching {goals} over {len(self.space.strategies)} "
             f"strategies{f' and {axes}' if axes else ''}: {budget.trials} trials of "
-            f"{budget.steps} steps with your schedule cut there, then the best {budget.top} and "
-            f"keep on {budget.confirm_seeds} fresh seeds{longer}; {self.workers} workers; "
+            f"{self.look.sentence(budget.steps)}; then the best {budget.top} and keep on "
+            f"{budget.confirm_seeds} fresh seeds{longer}; {self.workers} workers; "
             f"{self.out}"
         )
 
@@ -102,16 +105,20 @@ def settings_for(job: Job, options: Namespace, name: str) -> Settings:
     """
     notes = []
     if job.dropped:
-        notes.append(f"ignored keys of the configuration: {', '.join(job.dropped)}")
+        notes.append(
+            f"ignored keys of the configuration: {', '.join(job.dropped)} (if your own "
+            "LightningCLI has them: --cli train.py:main)"
+        )
     config = job.plain()
     axes, lr_key, said = _axes(job, options)
     notes += said
     space = _space(options, axes)
-    budget = _budget(job, options)
+    seen = look(job)
+    budget = _budget(seen, options)
     if budget.trials < len(space.names):
         late = ", ".join(point[STRATEGY] for point in space.recipes()[budget.trials :])
         notes.append(f"{budget.trials} trials are too few to try each strategy: not {late}")
-    objectives = _objectives(job, options)
+    objectives = _objectives(job, options, seen.metrics)
     out = Path(options.get("out") or Path("lightning_init_runs") / name)
     own = {
         **vars_of(budget),
@@ -127,6 +134,7 @@ def settings_for(job: Job, options: Namespace, name: str) -> Settings:
         workers=_workers(options),
         out=out,
         storage=options.get("storage") or out / "study.journal",
+        look=seen,
         notes=tuple(notes),
     )
 
@@ -168,9 +176,8 @@ def _space(options: Namespace, axes: Mapping[str, Axis]) -> Space:
     return Space(names, axes, files)
 
 
-def _budget(job: Job, options: Namespace) -> Budget:
-    limit = job.config.get("trainer.max_steps")
-    default = min(_STEPS, limit) if limit and limit > 0 else _STEPS
+def _budget(seen: Look, options: Namespace) -> Budget:
+    default = min(_STEPS, seen.job_steps or _STEPS)
     steps = options.get("steps")
     return Budget(
         trials=options.get("trials", 40),
@@ -183,9 +190,8 @@ def _budget(job: Job, options: Namespace) -> Budget:
     )
 
 
-def _objectives(job: Job, options: Namespace) -> tuple[Objective, ...]:
+def _objectives(job: Job, options: Namespace, logged: Sequence[str]) -> tuple[Objective, ...]:
     chosen, mode = options.get("monitor"), options.get("mode")
-    logged = job.logged_metrics()
     if chosen is None and (found := job.monitored()) is not None:
         chosen, mode = found[0], mode or ("max" if found[1] == "max" else "min")
     elif chosen is None:

@@ -1,4 +1,4 @@
-"""What is searched: strategies with their declared ranges, and any key of the configuration.
+"""What is searched: strategies with their declared ranges, scales, keys of the configuration.
 
 The space is flat: every axis is always suggested, and what a strategy does not take is ignored.
 Samplers then see one fixed set of parameters.
@@ -8,41 +8,60 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from lightning_init.architecture.arguments import Parameter
+from lightning_init.architecture.arguments import Parameter, unknown
 from lightning_init.search.axis import Axis as Axis, around as around, parse_axis as parse_axis
+from lightning_init.search.space_file import (
+    FACTOR as FACTOR,
+    from_plain,
+    read_file,
+    to_plain,
+    write_file,
+)
 from lightning_init.strategies.registry import SCALE, Entry, entries, get
+from lightning_init.strategies.rescaled import PARTS as _PARTS
 from lightning_init.strategies.spec import InitSpec
 
 STRATEGY = "strategy"
 ALWAYS = ("keep", "auto")  # what everything is compared with
+ALL = "all"
+PARTS = (ALL, *(part for part in _PARTS if part != "scale"))
 
 
 @dataclass(frozen=True)
 class Space:
-    """Strategies, their parameters, and keys of the configuration.
+    """Strategies, their parameters, scales of parts of the model, and keys of the configuration.
 
     Args:
         strategies: Names, or specs, which are tried as they are; `keep` (as built) and `auto` are
-            always among them.
+            always among them, and always first.
         config: Dotted configuration key -> axis.
         fixed: The specs among the strategies, by label.
+        scales: Part of the model (`all`, `embedding`, `position`, `head`, `residual`,
+            `attention`, `recurrent`) -> axis of a factor on the std of what is drawn there, on top
+            of every strategy; widened to hold 1, where recipes begin. What `keep` leaves as built
+            has none.
+        ranges: Strategy -> parameter -> axis, instead of the declared range.
 
     Raises:
-        ValueError: If a name is unknown.
+        ValueError: If a name is unknown or a value is not legal.
 
     Example:
-        >>> space = Space(("kaiming_normal", "orthogonal"))
+        >>> space = Space(("orthogonal",), scales={"head": Axis(0.1, 1.0, log=True)})
         >>> sorted(space.axes)
-        ['gain', 'mode', 'scale', 'strategy']
-        >>> space.spec({"strategy": "orthogonal", "gain": 1.5, "mode": "fan_out"}).params
-        {'gain': 1.5}
+        ['gain', 'scale', 'scale.head', 'strategy']
+        >>> point = {"strategy": "orthogonal", "gain": 1.5, "scale": 2.0, "scale.head": 0.1}
+        >>> print(space.spec(point))
+        chain(orthogonal(gain=1.5), rescaled(head=0.1))
     """
 
     strategies: tuple[str | InitSpec, ...] = ()
     config: Mapping[str, Axis] = field(default_factory=dict)
     fixed: Mapping[str, InitSpec] = field(default_factory=dict)
+    scales: Mapping[str, Axis] = field(default_factory=dict)
+    ranges: Mapping[str, Mapping[str, Axis]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.strategies, str):
@@ -50,15 +69,30 @@ class Space:
                 f"strategies must be a tuple of names, but got {self.strategies!r}: write "
                 f"({self.strategies!r},)"
             )
-        for key, axis in self.config.items():
-            if not isinstance(axis, Axis):
-                raise ValueError(f"config[{key!r}] must be an Axis, but got {axis!r}")
+        _check_axes("config", self.config)
+        _check_axes("scales", self.scales)
+        for part in self.scales:
+            if part not in PARTS:
+                raise ValueError(unknown("part of a model", str(part), PARTS))
         chosen = self.strategies or tuple(entry.name for entry in entries() if entry.search)
-        fixed = {str(one): replace(one, seed=None) for one in chosen if isinstance(one, InitSpec)}
-        fixed = {**self.fixed, **fixed}
+        fixed = {str(one): one for one in chosen if isinstance(one, InitSpec)}
+        fixed = {label: replace(one, seed=None) for label, one in {**self.fixed, **fixed}.items()}
         names = [str(one) if str(one) in fixed else get(str(one)).name for one in chosen]
-        object.__setattr__(self, "strategies", tuple(dict.fromkeys([*ALWAYS, *names])))
-        object.__setattr__(self, "fixed", fixed)
+        names = list(dict.fromkeys([*ALWAYS, *names]))
+        put = object.__setattr__
+        put(self, "strategies", tuple(names))
+        put(self, "config", dict(self.config))
+        put(self, "fixed", {name: fixed[name] for name in names if name in fixed})
+        put(self, "scales", {part: axis.at(1.0) for part, axis in self.scales.items()})
+        ranges: dict[str, dict[str, Axis]] = {}
+        for key, own in self.ranges.items():
+            if (name := get(key).name) not in names or name in fixed:
+                raise ValueError(f"ranges: {unknown('strategy', name, names)}")
+            ranges[name] = {each: _narrowed(name, each, axis) for each, axis in own.items()}
+        put(self, "ranges", ranges)
+        for key in self.config:
+            if key in replace(self, config={}).axes:
+                raise ValueError(f"config: {key!r} is the name of an axis of the strategies")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,7 +100,15 @@ class Space:
         return tuple(str(one) for one in self.strategies)
 
     def _searched(self, name: str) -> Sequence[Parameter]:
-        return () if name in self.fixed else _searched(get(name))
+        """The parameters of a strategy that are axes."""
+        if name in self.fixed:
+            return ()
+        entry, own = get(name), self.ranges.get(name, {})
+        declared = [p for p in _searched(entry) if not (p is SCALE and ALL in self.scales)]
+        return [p for p in entry.parameters.values() if p in declared or p.name in own]
+
+    def _axis(self, name: str, parameter: Parameter) -> Axis:
+        return self.ranges.get(name, {}).get(parameter.name) or _axis(parameter)
 
     @property
     def axes(self) -> dict[str, Axis]:
@@ -74,22 +116,30 @@ class Space:
         found: dict[str, Axis] = {STRATEGY: Axis(choices=self.names, current="keep")}
         for name in self.names:
             for parameter in self._searched(name):
-                found[self._axis_name(name, parameter)] = _axis(parameter)
-        return {**found, **self.config}
+                found[self._axis_name(name, parameter)] = self._axis(name, parameter)
+        scales = {f"scale.{part}": axis for part, axis in self.scales.items()}
+        return {**found, **scales, **self.config}
 
     def _axis_name(self, strategy: str, parameter: Parameter) -> str:
-        others = [p for n in self.names for p in self._searched(n) if p.name == parameter.name]
-        shared = all(replace(p, default=None) == replace(parameter, default=None) for p in others)
+        def declared(name: str, one: Parameter) -> tuple[Parameter, Axis | None]:
+            return replace(one, default=None), self.ranges.get(name, {}).get(one.name)
+
+        mine = declared(strategy, parameter)
+        every = [(n, p) for n in self.names for p in self._searched(n) if p.name == parameter.name]
+        shared = all(declared(*one) == mine for one in every)
         return parameter.name if shared else f"{strategy}.{parameter.name}"
 
     def spec(self, values: Mapping[str, Any]) -> InitSpec:
         """The init that a point of the space means."""
         name = values[STRATEGY]
         if name in self.fixed:
-            return self.fixed[name]
-        params = {p.name: values[self._axis_name(name, p)] for p in self._searched(name)}
-        defaults = get(name).parameters
-        return InitSpec(name, {k: v for k, v in params.items() if v != defaults[k].default})
+            base = self.fixed[name]
+        else:
+            params = {p.name: values[self._axis_name(name, p)] for p in self._searched(name)}
+            defaults = get(name).parameters
+            base = InitSpec(name, {k: v for k, v in params.items() if v != defaults[k].default})
+        factors = {part: values[f"scale.{part}"] for part in self.scales}
+        return rescale(base, {part: factor for part, factor in factors.items() if factor != 1})
 
     def gated(self, values: Mapping[str, Any]) -> bool:
         """Whether an unhealthy start ends this trial: not what everything is compared with."""
@@ -101,14 +151,97 @@ class Space:
 
     def recipes(self) -> list[dict[str, Any]]:
         """The first points: the as-built model, `auto`, then each strategy at its defaults."""
-        start = {key: axis.start for key, axis in self.axes.items()}
+        axes = self.axes
+        start = {key: axis.start for key, axis in axes.items()}
         found = []
         for name in self.names:
             point = {**start, STRATEGY: name}
             for parameter in self._searched(name):
-                point[self._axis_name(name, parameter)] = parameter.default
+                key = self._axis_name(name, parameter)
+                if axes[key].holds(parameter.default):
+                    point[key] = parameter.default
             found.append(point)
         return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, which `from_dict` makes the same space of."""
+        return to_plain(self)
+
+    @classmethod
+    def from_dict(cls, data: object) -> Space:
+        """The space in plain data: the keys strategies, axes and scales, each may be left out.
+
+        Args:
+            data: `strategies`: a list of names, of specs (mappings with `strategy`), and of
+                `{name: {parameter: axis}}` with narrower ranges. `axes`: configuration key -> axis.
+                `scales`: part of the model -> axis. An axis is `[low, high]`, `[a, b, c]`, or a
+                mapping with low, high and log.
+
+        Raises:
+            ValueError: If something is not legal; the text names the closest that is.
+
+        Example:
+            >>> data = {"strategies": [{"orthogonal": {"gain": [0.8, 1.2]}}], "scales": {"head": None}}
+            >>> space = Space.from_dict(data)
+            >>> space.axes["gain"].high, space.axes["scale.head"].high
+            (1.2, 10.0)
+        """
+        return cls(**from_plain(data))
+
+    def save(self, path: str | Path) -> None:
+        """Write it as YAML, for `--space`."""
+        write_file(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Space:
+        """Read a YAML file, see `from_dict`; a strategy may also be a file with an init spec.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it holds something else.
+        """
+        data = read_file(path)
+        try:
+            return cls(**from_plain(data, Path(path).parent))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def rescale(spec: InitSpec, factors: Mapping[str, float]) -> InitSpec:
+    """A spec with factors on std on top, by part of the model; what is kept as built has none.
+
+    Example:
+        >>> print(rescale(InitSpec("lsuv"), {"all": 2.0}), rescale(InitSpec("keep"), {"all": 2.0}))
+        chain(lsuv, rescaled(scale=2)) keep
+    """
+    if not factors or (spec.strategy == "keep" and not spec.overrides):
+        return spec
+    last = InitSpec("rescaled", {"scale" if k == ALL else k: v for k, v in factors.items()})
+    flat = spec.strategy == "chain" and set(spec.params) <= {"steps"} and not spec.overrides
+    below = spec.params.get("steps", ("auto",)) if flat else (spec,)
+    return InitSpec("chain", {"steps": [*below, last]})
+
+
+def _check_axes(name: str, axes: Mapping[str, Axis]) -> None:
+    for key, axis in axes.items():
+        if not isinstance(axis, Axis):
+            raise ValueError(f"{name}[{key!r}] must be an Axis, but got {axis!r}")
+
+
+def _narrowed(name: str, key: str, axis: Axis) -> Axis:
+    """An axis of a parameter, of the parameter's own kind; all of it must be legal."""
+    parameters = get(name).parameters
+    if key not in parameters:
+        raise ValueError(f"{name}: {unknown('parameter', key, parameters)}")
+    _check_axes(name, {key: axis})
+    parameter = parameters[key]
+    for value in axis.choices or (axis.low, axis.high):
+        parameter.check(value, name)
+    if not axis.choices:
+        if parameter.kind not in (int, float) or parameter.converted:
+            raise ValueError(f"{name}: {key!r} is no number: give a list of {parameter.legal}")
+        axis = replace(axis, whole=parameter.kind is int)
+    return axis if axis.current is None or axis.holds(axis.current) else replace(axis, current=None)
 
 
 def _searched(entry: Entry) -> Sequence[Parameter]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from scipy import stats
 
 Mode = Literal["min", "max"]
@@ -25,6 +26,8 @@ class Comparison:
         low: Lower end of the gain's confidence interval.
         high: Upper end.
         wins: Share of pairs in which the candidate is better; ties count half.
+        chance: Probability that the mean gain is above zero, given the pairs: Student's t with a
+            flat prior, NaN below two pairs.
     """
 
     n: int
@@ -35,6 +38,12 @@ class Comparison:
     low: float
     high: float
     wins: float
+    chance: float = math.nan
+
+    @property
+    def worse(self) -> bool:
+        """Whether the interval lies below no gain."""
+        return self.high < 0
 
     def better(self, baseline_failures: int) -> bool:
         """Whether the interval excludes no gain, and the candidate fails no more often.
@@ -74,7 +83,7 @@ def compare(
         >>> round(result.gain, 2), result.better(0)
         (1.1, True)
     """
-    done = [value for value in candidate if value is not None]
+    done = _done(candidate)
     sign = -1.0 if mode == "min" else 1.0
     gains = [
         sign * (one - two)
@@ -82,10 +91,11 @@ def compare(
         if one is not None and two is not None
     ]
     gain = _mean(gains)
-    margin = math.nan
+    margin = chance = math.nan
     if len(gains) > 1:
         spread = _sd(gains) / math.sqrt(len(gains))
         margin = float(stats.t.ppf((1 + level) / 2, len(gains) - 1)) * spread
+        chance = _chance(gain, spread, len(gains) - 1)
     ties = sum(g == 0 for g in gains) / 2
     return Comparison(
         n=len(done),
@@ -96,7 +106,114 @@ def compare(
         low=gain - margin,
         high=gain + margin,
         wins=(sum(g > 0 for g in gains) + ties) / len(gains) if gains else math.nan,
+        chance=chance,
     )
+
+
+def chances_of_best(
+    table: Sequence[Sequence[float | None]], mode: Mode = "min", draws: int = 4000
+) -> list[float]:
+    """How probably each candidate has the best mean: the seeds drawn again and again (bootstrap).
+
+    Args:
+        table: One row per candidate, one metric per seed, None where a run failed; whoever failed on
+            a drawn seed is not the best in that draw.
+        mode: Whether smaller or larger is better.
+        draws: How often; they are the same at every call.
+
+    Returns:
+        One share per candidate, which sum to 1; ties are shared. All 0 if there is no metric.
+
+    References:
+        Efron (1979), Bootstrap methods, https://doi.org/10.1214/aos/1176344552
+
+    Example:
+        >>> chances_of_best([[1.0, 1.2, 1.1], [2.0, 2.1, 2.2]])
+        [1.0, 0.0]
+    """
+    sign = 1.0 if mode == "min" else -1.0
+    values = np.array([[np.inf if v is None else sign * v for v in row] for row in table])
+    if not np.isfinite(values).any():
+        return [0.0] * len(table)
+    chosen = np.random.default_rng(0).integers(values.shape[1], size=(draws, values.shape[1]))
+    means = values[:, chosen].mean(axis=2)
+    best = means.min(axis=0)
+    won = (means == best) & np.isfinite(best)
+    shares = np.divide(won, won.sum(axis=0), out=np.zeros(won.shape), where=won.any(axis=0))
+    counted = np.isfinite(best).sum()
+    return [float(share) for share in shares.sum(axis=1) / max(1, counted)]
+
+
+@dataclass(frozen=True, slots=True)
+class Stability:
+    """Whether the order of the candidates is the same after more steps.
+
+    Attributes:
+        tau: Kendall's tau between the means at both horizons, None where it is not defined.
+        text: The same for people.
+    """
+
+    tau: float | None
+    text: str
+
+
+def stability(
+    names: Sequence[str],
+    early: Sequence[Sequence[float | None]],
+    late: Sequence[Sequence[float | None]],
+    steps: tuple[int, int],
+    mode: Mode = "min",
+) -> Stability | None:
+    """Compare the order of candidates after few and after more steps.
+
+    Args:
+        names: The candidates.
+        early: For each, the metric per seed after the few steps.
+        late: For each, after more steps, on the same seeds.
+        steps: Both numbers of steps.
+        mode: Whether smaller or larger is better.
+
+    Returns:
+        None if fewer than two candidates have a mean at both.
+
+    References:
+        Kendall (1938), A new measure of rank correlation.
+
+    Example:
+        >>> stability(["a", "b"], [[1.0, 1.1], [2.0, 2.1]], [[0.5, 0.6], [0.9, 1.1]], (50, 150)).text
+        'ranks at 50 and 150 steps agree (tau 1)'
+    """
+    sign = 1.0 if mode == "min" else -1.0
+    rows = [
+        (name, sign * _mean(_done(one)), sign * _mean(_done(two)), two)
+        for name, one, two in zip(names, early, late, strict=True)
+        if _done(one) and _done(two)
+    ]
+    if len(rows) < 2:
+        return None
+    found = float(stats.kendalltau([row[1] for row in rows], [row[2] for row in rows]).statistic)
+    tau = found if math.isfinite(found) else None
+    said = "not defined" if tau is None else f"{tau:.2g}"
+    first = min(rows, key=lambda row: row[1])
+    last = min(rows, key=lambda row: row[2])
+    head = f"ranks at {steps[0]} and {steps[1]} steps"
+    if first is last:
+        agree = "agree" if tau is None or tau >= 0.5 else "agree on the first only"
+        return Stability(tau, f"{head} {agree} (tau {said})")
+    led = f"at {steps[0]} steps {first[0]} led, at {steps[1]} {last[0]}"
+    if compare(last[3], first[3], mode).low > 0:
+        return Stability(tau, f"{head} disagree (tau {said}): {led}: use longer --steps")
+    return Stability(tau, f"{head} differ within the noise (tau {said}): {led}")
+
+
+def _chance(gain: float, spread: float, freedom: int) -> float:
+    if spread == 0:
+        return 0.5 if gain == 0 else float(gain > 0)
+    return float(stats.t.cdf(gain / spread, freedom))
+
+
+def _done(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Screen wide with one seed, confirm the best few and the baseline on fresh paired seeds.
+"""Screen wide with one seed, sweep learning rates, confirm the best few on fresh paired seeds.
 
 This process owns the Optuna study and is the only one that writes it; executors are told trials
 and answer.
@@ -6,27 +6,32 @@ and answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import optuna
 
 from lightning_init.search.budget import Budget, Goal
-from lightning_init.search.confirm import Confirmation
+from lightning_init.search.confirm import Confirmation, fresh_seeds
 from lightning_init.search.devices import devices
 from lightning_init.search.executors import Executor, InProcess
+from lightning_init.search.finalists import HopelessError, rated
 from lightning_init.search.interrupts import Stop
 from lightning_init.search.journal import open_storage
 from lightning_init.search.loop import Loop, Progress, Seen
 from lightning_init.search.pool import Pool
-from lightning_init.search.records import open_part, open_study
+from lightning_init.search.records import open_part, open_study, row
 from lightning_init.search.result import SearchResult
 from lightning_init.search.screening import Screening
 from lightning_init.search.space import Space
 from lightning_init.search.statistics import Mode
+from lightning_init.search.sweep import Sweep
 from lightning_init.search.trial import Evaluate
+
+JOURNAL = "study.journal"
 
 
 def search_init(
@@ -90,32 +95,120 @@ def search_init(
         >>> result.suggestion().strategy
         'orthogonal'
     """
-    names = [monitor] if isinstance(monitor, str) else list(monitor)
-    modes = [mode] * len(names) if isinstance(mode, str) else list(mode)
-    if len(modes) != len(names):
-        raise ValueError(f"one mode for each of {names} is needed, but got {modes}")
-    goals = tuple(Goal(name, way) for name, way in zip(names, modes, strict=True))
     budget = Budget(
-        *(trials, steps, seed, confirm_seeds, confirm_steps, top, goals),
+        *(trials, steps, seed, confirm_seeds, confirm_steps, top, goals_for(monitor, mode)),
         *(sampler, pruning, lr_key, identity),
     )
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with session(evaluate, storage, workers, log, progress, seen) as (opened, loop):
+        study = open_study(opened, budget, space)
+        loop.run(Screening(study, budget, space))
+        sweep = Sweep(study, budget, space, open_part(opened, "sweep", budget))
+        loop.run(sweep)
+        confirmation = _confirmation(opened, budget, sweep)
+        loop.run(confirmation)
+        return _result(study, budget, space, sweep, confirmation)
+
+
+def read_back(folder: str | Path, storage: str | None = None) -> SearchResult:
+    """The result of a search from what its folder holds; runs nothing.
+
+    Args:
+        folder: The run's folder.
+        storage: The database, where the search was not kept in the folder.
+
+    Raises:
+        ValueError: If there is no search, or if it has not ended.
+    """
+    path = Path(folder) / JOURNAL
+    again = "the command that began it goes on with it"
+    if storage is None and not path.is_file():
+        raise ValueError(f"no search in {folder}: it has no {JOURNAL}; pass a folder of a search")
+    quiet()
+    with open_storage(storage or path) as opened:
+        if "search" not in {one.study_name for one in opened.get_all_studies()}:
+            raise ValueError(f"no search in {storage or path}, but perhaps a comparison")
+        study = optuna.load_study(study_name="search", storage=opened)
+        if not {"budget", "space"} <= study.user_attrs.keys():
+            raise ValueError(f"the search in {folder} has not begun: {again}")
+        budget = Budget.from_dict(study.user_attrs["budget"])
+        space = _plain_space(study.user_attrs["space"])
+        try:
+            sweep = Sweep(study, budget, space, open_part(opened, "sweep", budget))
+            confirmation = _confirmation(opened, budget, sweep)
+            return _result(study, budget, space, sweep, confirmation)
+        except (HopelessError, KeyError):
+            raise ValueError(f"the search in {folder} has not ended: {again}") from None
+
+
+def goals_for(monitor: str | Sequence[str], mode: Mode | Sequence[Mode]) -> tuple[Goal, ...]:
+    """Names and directions side by side; one direction may stand for all.
+
+    Raises:
+        ValueError: If there are not as many.
+    """
+    names = [monitor] if isinstance(monitor, str) else list(monitor)
+    modes: list[Any] = [mode] * len(names) if isinstance(mode, str) else list(mode)
+    if len(modes) != len(names):
+        raise ValueError(f"one mode for each of {names} is needed, but got {modes}")
+    return tuple(Goal(name, way) for name, way in zip(names, modes, strict=True))
+
+
+@contextmanager
+def session(
+    evaluate: Evaluate,
+    storage: str | Path | None,
+    workers: int,
+    log: Path | None,
+    progress: Progress | None,
+    seen: Seen | None,
+) -> Iterator[tuple[optuna.storages.BaseStorage, Loop]]:
+    """A storage and a loop on workers, which are started on first use and ended at the end."""
+    quiet()
 
     @cache
     def executor() -> Executor:  # a search that is complete starts no process
         return Pool(evaluate, workers, devices(), log) if workers else InProcess(evaluate)
 
     with open_storage(storage) as opened, Stop(10.0 if workers else None) as stop:
-        study = open_study(opened, budget, space)
-        loop = Loop(executor, stop, progress or _silent, seen or _silent)
         try:
-            loop.run(Screening(study, budget, space))
-            confirmation = Confirmation(study, budget, space, open_part(opened, "confirm", budget))
-            loop.run(confirmation)
+            yield opened, Loop(executor, stop, progress or _silent, seen or _silent)
         finally:
             if executor.cache_info().currsize:
                 executor().close()
-        return confirmation.result()
+
+
+def quiet() -> None:
+    """Optuna tells every trial, which is what the progress does."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def _confirmation(
+    opened: optuna.storages.BaseStorage, budget: Budget, sweep: Sweep
+) -> Confirmation:
+    stored = open_part(opened, "confirm", budget)
+    return Confirmation(sweep.candidates(), fresh_seeds(budget), budget, stored)
+
+
+def _result(
+    study: optuna.Study, budget: Budget, space: Space, sweep: Sweep, confirmation: Confirmation
+) -> SearchResult:
+    baseline, *others = confirmation.candidates()
+    return SearchResult.judge(
+        baseline,
+        others,
+        tuple(row(space, trial) for trial in study.get_trials(deepcopy=False)),
+        goals=budget.goals,
+        steps=budget.horizon,
+        study=study,
+        screened=budget.steps,
+        rates=sweep.rates,
+        rate_key=budget.lr_key if rated(budget, space) else "",
+    )
+
+
+def _plain_space(data: Mapping[str, Any]) -> Space:
+    read: Any = getattr(Space, "from_dict")  # noqa: B009
+    return cast(Space, read(data))
 
 
 def _silent(*news: object) -> None:

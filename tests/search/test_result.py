@@ -116,7 +116,7 @@ def test_a_keep_that_never_trains_loses(tmp_path):
     data = strict((tmp_path / "results.json").read_text())
     assert data["baseline"]["statistics"]["mean"] is None
     assert data["baseline"]["statistics"]["failures"] == 3
-    assert result.rows()[-1][3] == "3 of 3"
+    assert result.rows()[-1][4] == "3 of 3"
 
 
 def test_the_plot_has_a_mean_and_a_band_for_each_candidate(result):

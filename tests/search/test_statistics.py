@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from lightning_init import InitSpec
+from lightning_init.search.budget import Goal
 from lightning_init.search.candidates import Candidate, Run
 from lightning_init.search.result import SearchResult
 from lightning_init.search.statistics import compare
@@ -136,7 +137,7 @@ def test_a_planted_difference_is_found():
 def candidate(number: int, metrics: list[float | None], baseline: bool = False) -> Candidate:
     runs = tuple(Run(seed, metric, "", (), {}) for seed, metric in enumerate(metrics, start=1))
     spec = InitSpec("keep" if baseline else "orthogonal")
-    return Candidate(number, spec, {}, runs, baseline)
+    return Candidate(number, spec, {}, runs, "keep" if baseline else "finalist")
 
 
 def judge(baseline, *others, mode="min") -> SearchResult:
@@ -145,8 +146,7 @@ def judge(baseline, *others, mode="min") -> SearchResult:
         candidate(0, baseline, True),
         tuple(everyone),
         (),
-        mode=mode,
-        monitor="m",
+        goals=(Goal("m", mode),),
         steps=1,
         study=optuna.create_study(),
     )
@@ -185,4 +185,4 @@ def test_the_best_mean_wins_and_fewer_failures_come_first(mode, sign):
     assert [one.number for one in result.candidates] == [3, 1, 2]
     assert result.best.number == 3
     assert result.suggestion() == InitSpec("orthogonal")
-    assert [row[3] for row in result.rows()] == ["0", "0", "1 of 3", "0"]
+    assert [row[4] for row in result.rows()] == ["0", "0", "1 of 3", "0"]

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from lightning_init import InitSpec, search_init
-from lightning_init.search.confirm import HopelessError
+from lightning_init.search.finalists import HopelessError
 from lightning_init.search.job import ConfigError
 from lightning_init.search.space import STRATEGY, Space, around
 from lightning_init.search.trial import Outcome

@@ -1,0 +1,41 @@
+"""The winner as a LightningCLI configuration to put after the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lightning_init.search.keys import nested
+
+if TYPE_CHECKING:
+    from lightning_init.search.result import SearchResult
+
+
+def overlay(result: SearchResult) -> dict[str, Any]:
+    """Seed, changed configuration keys, and the callback with the init."""
+    best = result.best
+    init: dict[str, Any] = {"strategy": best.spec.strategy}
+    if best.spec.params:
+        init["params"] = dict(best.spec.params)
+    if best.spec.overrides:
+        init["overrides"] = {key: spec.to_dict() for key, spec in best.spec.overrides.items()}
+    callback = {"class_path": "lightning_init.InitCallback", "init_args": init}
+    config = {} if best.is_baseline else nested(best.config)
+    data = {"seed_everything": best.runs[0].seed, **config}
+    data.setdefault("trainer", {})["callbacks+"] = [callback]
+    return data
+
+
+def text(result: SearchResult, path: Path) -> str:
+    """The file: what it is, how to use it, how to get a run of the search again."""
+    seeds = ", ".join(str(run.seed) for run in result.best.runs)
+    said = [
+        result.verdict(),
+        f"Use it as a second configuration: fit --config <yours> --config {path}",
+        f"Each of the confirmation seeds {seeds} gives that run again: --seed_everything N "
+        f"--trainer.max_steps {result.steps}",
+    ]
+    head = "".join(f"# {line}\n" for line in said)
+    return head + yaml.safe_dump(result.overlay(), sort_keys=False)

@@ -1,0 +1,167 @@
+"""What a result says in sentences; every number of theirs is in the result itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from lightning_init.search.candidates import Candidate, Run, label, short
+from lightning_init.search.statistics import Comparison
+from lightning_init.search.sweep import rates_text
+
+if TYPE_CHECKING:
+    from lightning_init.search.result import SearchResult
+
+_STILL = 0.2  # of keep's distance: a winner that travels less may have grown lazy
+
+
+def verdict(result: SearchResult) -> str:
+    """One sentence: the winner and by how much, or that no difference was found."""
+    best, goals = result.best, result.goals
+    seeds = len(result.baseline.runs)
+    if best.is_baseline:
+        return (
+            f"no difference found: keep your init (nothing beats keep by more than the noise "
+            f"of {seeds} seeds)"
+        )
+    found = result.versus(best)
+    if math.isnan(found[0].gain):
+        return f"{best.label} wins: keep has no finite {result.monitor} on any seed"
+    said = [
+        _gained(goal.name, one, own)
+        for goal, one, own in zip(goals, found, result.owns, strict=True)
+    ]
+    if best.kind == "tuned":
+        key = result.rate_key
+        return (
+            f"the gain is the learning rate's: keep your init, set {key.rpartition('.')[2]}="
+            f"{short(best.config[key])} ({'; '.join(said)})"
+        )
+    return f"{best.label} wins: {'; '.join(said)}"
+
+
+def lines(result: SearchResult) -> list[str]:
+    """All that is said under the table, a sentence each."""
+    return [
+        *_whose(result),
+        *([result.stability.text] if result.stability else []),
+        *_facts(result),
+        *_sensitivity(result),
+        *_failures([*result.candidates, result.baseline]),
+        *_without(result),
+    ]
+
+
+def interval(found: Comparison) -> str:
+    """A gain with its interval."""
+    if math.isnan(found.gain):
+        return "no pair"
+    return f"{found.gain:+.3g} [{found.low:+.3g}, {found.high:+.3g}]"
+
+
+def _gained(name: str, one: Comparison, own: Comparison) -> str:
+    return (
+        f"{name} {one.mean:.4g} against {own.mean:.4g}, better by {one.gain:.3g} "
+        f"[{one.low:.3g}, {one.high:.3g}], in {round(one.wins * 100)} % of {one.n} pairs"
+    )
+
+
+def _whose(result: SearchResult) -> Iterator[str]:
+    """Whether the gain is the learning rate's or the init's."""
+    decision = result.decision
+    beaten, rate, init = decision.beaten, decision.rate, decision.init
+    key = result.rate_key
+    if not key or beaten is None:
+        return
+    same = beaten.config.get(key) == result.baseline.config.get(key)
+    if rate is None:
+        if not same:
+            yield (
+                f"keep's own learning rate is the best of those tried for it: the gain of "
+                f"{beaten.label} is the init's"
+            )
+        return
+    if init is None:  # keep at another learning rate has the best mean
+        return
+    tuned = next(one for one in result.candidates if one.kind == "tuned")
+    parts = (
+        f"gain of {beaten.label}: learning rate {interval(rate)} ({tuned.label} against keep), "
+        f"init {interval(init)} (against {tuned.label})"
+    )
+    if result.best is tuned:
+        yield f"{parts}: no init is shown to beat keep at its own best learning rate"
+    elif not decision.shown and same:
+        yield f"{parts}: a learning rate of {short(tuned.config[key])} alone may do as well"
+    elif not decision.shown:
+        yield f"{parts}: how much is the learning rate's is not clear"
+    elif rate.low > 0:
+        yield f"{parts}: both gain"
+    else:
+        yield f"{parts}: the gain is the init's"
+
+
+def _facts(result: SearchResult) -> Iterator[str]:
+    """How far the weights went, and how much better training data are met than others."""
+    two = [result.baseline] if result.best.is_baseline else [result.best, result.baseline]
+    distance = {one.label: _mean(one.runs, "distance") for one in two}
+    gap = {one.label: _mean(one.runs, "gap") for one in two}
+    if any(value is not None for value in distance.values()):
+        yield f"distance travelled from init: {_each(distance)}"
+    if any(value is not None for value in gap.values()):
+        yield f"train/validation gap of {result.monitor}: {_each(gap)}"
+    far = [distance[one.label] for one in two]
+    if len(far) == 2 and far[0] is not None and far[1] and far[0] < _STILL * far[1]:
+        yield (
+            f"{result.best.label} hardly moves from its init: weights that start too large train "
+            "quickly but learn no features; look at the validation metric of the whole job"
+        )
+
+
+def _each(values: dict[str, float | None]) -> str:
+    return ", ".join(
+        f"{name} {short(value)}" for name, value in values.items() if value is not None
+    )
+
+
+def _mean(runs: Sequence[Run], name: str) -> float | None:
+    found = [run.info.get(name) for run in runs]
+    done = [float(value) for value in found if isinstance(value, (int, float))]
+    done = [value for value in done if math.isfinite(value)]
+    return sum(done) / len(done) if done else None
+
+
+def _sensitivity(result: SearchResult) -> Iterator[str]:
+    """The learning rates that are about as good as the best."""
+    two = [result.baseline] if result.best.is_baseline else [result.best, result.baseline]
+    names = [label(one.spec, one.config, without=result.rate_key) for one in two]
+    said = [
+        f"{name} {text}"
+        for name in dict.fromkeys(names)
+        if (text := rates_text(result.rates, result.mode, name)) is not None
+    ]
+    if said:
+        yield f"learning rates within 5 % of the best: {'; '.join(said)}"
+
+
+def _failures(everyone: Sequence[Candidate]) -> Iterator[str]:
+    for one in everyone:
+        failed = [run for run in one.runs if run.metric is None]
+        if failed:
+            reasons = "; ".join(dict.fromkeys(run.reason for run in failed))
+            yield f"{one.label}: {len(failed)} of {len(one.runs)} seeds failed: {reasons}"
+
+
+def _without(result: SearchResult) -> Iterator[str]:
+    """What the search cannot say anything about, and why."""
+    found: dict[str, str] = {}
+    for trial in result.trials:
+        if trial["spec"] is None:
+            continue
+        name = trial["spec"]["strategy"]
+        found.setdefault(name, trial["reason"])
+        if trial["metric"] is not None:
+            found[name] = ""
+    for name, reason in found.items():
+        if reason:
+            yield f"no result for {name}: {reason}"
