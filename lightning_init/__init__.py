@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from lightning_init.health.report import Report as Report
     from lightning_init.health.shallow import shallow_baseline as shallow_baseline
     from lightning_init.search.axis import Axis as Axis
+    from lightning_init.search.compare import compare_specs as compare_specs
     from lightning_init.search.result import SearchResult as SearchResult
+    from lightning_init.search.session import Workers as Workers
     from lightning_init.search.space import Space as Space
     from lightning_init.search.study import search_init as search_init
     from lightning_init.search.trial import Outcome as Outcome, Trial as Trial
@@ -75,10 +77,12 @@ _HOMES = {
     "InitTuner": "search.tuner",
     "Outcome": "search.trial",
     "Trial": "search.trial",
+    "compare_specs": "search.compare",
     "SearchResult": "search.result",
     "Axis": "search.axis",
     "Space": "search.space",
     "search_init": "search.study",
+    "Workers": "search.session",
     "apply_": "strategies.apply",
     "calibrate_": "strategies.apply",
     "initialize_": "strategies.apply",
