@@ -19,6 +19,7 @@ COMMANDS = {
     "plan": "what would happen to every tensor, and why; changes nothing",
     "audit": "one batch forward and backward; exit code 1 on an error",
     "search": "find the best init by short trials; resumable",
+    "compare": "given inits against the model as it is, paired, on fresh seeds",
 }
 _USAGE = "usage: lightning-init <command> [options] [--debug]"
 
@@ -82,7 +83,8 @@ def guarded(act: Callable[[], int], debug: bool = False) -> int:
         text = " ".join(str(error).split())
         kind = type(error).__name__
         # A mistake in the arguments speaks for itself; anything else says what kind it is.
-        known = isinstance(error, (ValueError, FileNotFoundError))
+        ours = type(error).__module__.startswith("lightning_init.")
+        known = ours or isinstance(error, (ValueError, FileNotFoundError))
         return _fail(text if known and text else f"{kind}: {text} (--debug shows where)")
 
 
