@@ -217,7 +217,7 @@ def test_the_distance_travelled():
     found = fit(of("last"), measured=True)
     start, end = plain(0)[0], plain()[0]
     # Trainer(max_steps=0) initializes and stops.
-    now, then = (nn.utils.parameters_to_vector(m.parameters()) for m in (end, start))
+    now, then = (nn.utils.parameters_to_vector(m.parameters()).detach() for m in (end, start))
     assert found.info["init_fingerprint"] == fingerprint(start)
     assert found.info["distance"] == pytest.approx(float((now - then).norm() / then.norm()))
     assert "distance" not in fit(of("last")).info
@@ -236,8 +236,3 @@ def test_without_validation_the_training_loss_serves(monkeypatch):
     assert found.metric == pytest.approx(sum(ends) / 10)
     assert found.others[0] == pytest.approx(ends[-1])
     assert math.isfinite(found.metric)
-
-
-def test_the_users_own_checks_do_not_matter():
-    often = fit(of("area"), of("ensemble", 2.0), val_check_interval=3)
-    assert often.values == fit(of("area"), of("ensemble", 2.0)).values
