@@ -44,7 +44,8 @@ border-left-width:5px}}
 _DRAW = """
 for (const one of document.querySelectorAll(".figure")) {
   const figure = JSON.parse(one.querySelector("script").textContent);
-  Plotly.newPlot(one, figure.data, figure.layout, {responsive: true, displaylogo: false});
+  const config = {responsive: true, displaylogo: false, ...figure.config};
+  Plotly.newPlot(one, figure.data, figure.layout, config);
 }
 """
 

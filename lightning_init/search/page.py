@@ -31,6 +31,7 @@ for (const head of document.querySelectorAll("table.sorted th")) {
 }
 """
 _SEVERITIES = ("error", "warning", "info")
+_LINES = 5  # remarks that are open
 _DASH = "-"
 
 
@@ -48,8 +49,9 @@ def page(seen: Overview, title: str = "") -> str:
     body = [f"<h1>{html.escape(name)}</h1>", *_verdict(seen)]
     if seen.result is not None:
         body += _confirmation(seen.result)
-    body += _screening(seen)
-    body += _table(seen)
+    if seen.trials:
+        body += _screening(seen)
+        body += _table(seen)
     body += _facts(seen)
     return document(name, body, _SORT)
 
@@ -61,11 +63,19 @@ def _verdict(seen: Overview) -> Iterator[str]:
     else:
         known = "" if result.best.is_baseline else "healthy"
         yield f"<p class='verdict {known}'>{html.escape(result.verdict())}</p>"
-    for line in seen.lines:
-        yield f"<p class='note'>{html.escape(line)}</p>"
+    first, rest = seen.lines[:_LINES], seen.lines[_LINES:]
+    if first:
+        yield f"<ul class='note'>{_items(first)}</ul>"
+    if rest:
+        yield f"<details class='note'><summary>{len(rest)} more remarks</summary>"
+        yield f"<ul>{_items(rest)}</ul></details>"
     if seen.commands:
-        said = "\n".join(seen.commands)
-        yield f"<p>What to type next:</p><pre>{html.escape(said)}</pre>"
+        typed = html.escape("\n".join(seen.commands))
+        yield f"<p>What to type next:</p><pre>{typed}</pre>"
+
+
+def _items(lines: Sequence[str]) -> str:
+    return "".join(f"<li>{html.escape(line)}</li>" for line in lines)
 
 
 def _confirmation(result: SearchResult) -> Iterator[str]:
@@ -74,24 +84,31 @@ def _confirmation(result: SearchResult) -> Iterator[str]:
     yield (
         f"<p class='note'>Each runs {result.steps} steps on the seeds {html.escape(seeds)}, which "
         "were not used for choosing. The difference to <code>keep</code> is that on the same seed; "
-        "positive is better. The intervals hold for all candidates together (95 %).</p>"
+        "positive is better. The intervals hold for all candidates together. P is the probability "
+        "of being better.</p>"
     )
-    head = result.heads()
-    yield "<div class='wide'><table class='said'><thead><tr>"
-    yield "".join(f"<th>{html.escape(name)}</th>" for name in head) + "</tr></thead><tbody>"
-    for row in result.rows():
-        cells = "".join(f"<td>{html.escape(_plain(cell))}</td>" for cell in row)
-        yield f"<tr>{cells}</tr>"
-    yield "</tbody></table></div>"
-    drawn = confirmed.forest(result)
-    if drawn is not None:
-        yield drawing(drawn)
-    elif result.candidates:
-        yield "<p>There is no seed on which both a candidate and keep have a metric.</p>"
-    else:
+    if not result.candidates:
         yield "<p>No candidate was left to confirm: nothing but keep trained.</p>"
-    figure, said = confirmed.parts(result)
-    yield from section("The learning rate's part, and the init's", said, figure)
+    for goal in range(len(result.goals)):
+        yield "<div class='wide'><table><thead><tr>"
+        yield "".join(f"<th>{html.escape(name)}</th>" for name in result.heads(goal))
+        yield "</tr></thead><tbody>"
+        for row in result.rows(goal):
+            cells = "".join(f"<td>{html.escape(_plain(cell))}</td>" for cell in row)
+            yield f"<tr>{cells}</tr>"
+        yield "</tbody></table></div>"
+        drawn = confirmed.forest(result, goal)
+        if drawn is not None:
+            yield drawing(drawn)
+        elif result.candidates:
+            yield "<p>There is no seed on which both a candidate and keep have a metric.</p>"
+    beaten = result.decision.beaten
+    yield from section(
+        "The learning rate's part, and the init's",
+        f"It: {beaten.label if beaten else ''}. At its best: as built, at the learning rate that "
+        "was found best for that.",
+        confirmed.parts(result),
+    )
     yield from section(
         "Loss of the confirmed runs",
         "Training loss per step: mean over the seeds, and the band between the lowest and the "
@@ -101,7 +118,7 @@ def _confirmation(result: SearchResult) -> Iterator[str]:
     yield from section(
         "How far the learning rate may be off",
         f"{result.monitor} over the learning rate. Full dots are within 5 % of that init's best.",
-        confirmed.rates(getattr(result, "rates", {}), result.monitor, result.mode),
+        confirmed.rates(result.rates, result.monitor, result.mode),
     )
 
 
@@ -161,9 +178,6 @@ def _slices(seen: Overview) -> Iterator[str]:
 
 
 def _table(seen: Overview) -> Iterator[str]:
-    if not seen.trials:
-        yield "<p>No trial has ended yet.</p>"
-        return
     head = ("#", "init", "came to", *(goal.name for goal in seen.goals), "seconds", "health")
     yield "<h2>Each trial</h2><p class='note'>A click on a head sorts; health opens.</p>"
     yield "<div class='wide tall'><table class='sorted said'><thead><tr>"

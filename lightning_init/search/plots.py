@@ -6,6 +6,7 @@ Each function takes an `Overview` and returns a figure, or None where there is n
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -133,14 +134,14 @@ def slices(seen: Overview) -> list[tuple[str, Figure]]:
                 )  # fmt: skip
         layout = layout_of(axis, seen.goals[0].name, {})
         layout["yaxis"] |= scale_of([one.metric for one in healthy if one.metric is not None])
-        layout["xaxis"] |= {"type": "log" if axis in logarithmic else "linear", "tickangle": 0}
-        if axis in logarithmic:
-            layout["xaxis"] |= {"exponentformat": "power", "dtick": 1}
         if not numeric:
             layout["xaxis"] |= {"type": "category"}
+        elif axis in logarithmic:
+            layout["xaxis"] |= log_scale(one.axes[axis] for one in healthy if axis in one.axes)
         layout |= {"showlegend": False, "height": 300}
         layout["margin"] = {"l": 60, "r": 15, "t": 15, "b": 50}
-        found.append((axis, {"data": data, "layout": layout}))
+        bare = {"displayModeBar": False}  # it would take a third of the plot
+        found.append((axis, {"data": data, "layout": layout, "config": bare}))
     return found
 
 
@@ -150,16 +151,27 @@ def importances(seen: Overview) -> dict[str, float] | None:
     References:
         Watanabe, Bansal & Hutter (2023), PED-ANOVA, https://arxiv.org/abs/2304.10255
     """
-    healthy = [one.metric for one in seen.trials if one.metric is not None]
-    if len(healthy) < FEW or len(set(healthy)) < 3:
+    healthy = [one for one in seen.trials if one.metric is not None]
+    if len(healthy) < FEW or len({one.metric for one in healthy}) < 3:
         return None
-    several = len(seen.goals) > 1
-    try:
-        return optuna.importance.get_param_importances(
-            seen.study, target=(lambda trial: trial.values[0]) if several else None
+    study = optuna.create_study(direction="minimize" if seen.goals[0].mode == "min" else "maximize")
+    known = {trial.number: trial for trial in seen.study.get_trials(deepcopy=False)}
+    for one in healthy:
+        # What a strategy ignores has no say: as a parameter of that trial it would be noise.
+        names = [name for name in known[one.number].params if name in {*one.axes, STRATEGY}]
+        study.add_trial(
+            optuna.create_trial(
+                value=one.metric,
+                params={name: known[one.number].params[name] for name in names},
+                distributions={name: known[one.number].distributions[name] for name in names},
+            )
         )
-    except (ValueError, RuntimeError):
-        return None  # the evaluator needs more variety than these trials have
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that they are rough is said beside them
+        try:
+            return optuna.importance.get_param_importances(study)
+        except (ValueError, RuntimeError):
+            return None  # the evaluator needs more variety than these trials have
 
 
 def importance(seen: Overview) -> Figure | None:
@@ -211,7 +223,15 @@ def scale_of(values: Iterable[float]) -> dict[str, Any]:
     known = sorted(values)
     if not known or known[0] <= 0 or known[-1] < 20 * known[len(known) // 2]:
         return {}
-    folds = math.log10(known[-1] / known[0])
+    return log_scale(known)
+
+
+def log_scale(values: Iterable[float]) -> dict[str, Any]:
+    """A logarithmic axis with ticks that are read, also where it spans less than a decade."""
+    known = [value for value in values if value > 0]
+    folds = math.log10(max(known) / min(known)) if known else 1.0
+    if folds < 1.5:
+        return {"type": "log", "dtick": "D2", "tickformat": ".2~g"}
     return {"type": "log", "dtick": max(1, math.ceil(folds / 8)), "exponentformat": "power"}
 
 
