@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_init.health.figures import COLORS, Figure, layout_of
 from lightning_init.search.candidates import Candidate, Run
-from lightning_init.search.plots import log_scale, scale_of
+from lightning_init.search.plots import log_scale, plain, scale_of
 from lightning_init.search.result import SearchResult
 from lightning_init.search.statistics import Comparison, Mode
 from lightning_init.search.sweep import Rates
@@ -30,7 +31,11 @@ def forest(result: SearchResult, goal: int = 0) -> Figure | None:
     """
     name, mode = result.goals[goal].name, result.goals[goal].mode
     rows = [
-        (f"{index}. {cut(one.label)}", found[goal], paired(one, result.baseline, mode, goal))
+        (
+            wrapped(f"{index}.\u00a0{one.label}"),
+            found[goal],
+            paired(one, result.baseline, mode, goal),
+        )
         for index, (one, found) in enumerate(
             zip(result.candidates, result.versus_keep, strict=True), 1
         )
@@ -57,7 +62,7 @@ def forest(result: SearchResult, goal: int = 0) -> Figure | None:
     if failed:
         marker = {"color": FAILED, "size": 9, "symbol": "x"}
         data.append(_points(failed, "no pair: it or keep failed", marker))
-    layout = layout_of(f"better than keep by ({name}) →", "", {})
+    layout = layout_of(f"gain over keep in {plain(name)} →", "", {})
     order = [said for said, *_ in rows]
     layout["yaxis"] |= {
         "type": "category",
@@ -152,14 +157,14 @@ def parts(result: SearchResult) -> Figure | None:
     if decision.rate is None or decision.init is None or decision.beaten is None:
         return None
     rows = [
-        ("both: it - keep", result.versus(decision.beaten)[0]),
-        ("the init's: it - keep at its best", decision.init),
-        ("the learning rate's: keep at its best - keep", decision.rate),
+        ("both:<br>it - keep", result.versus(decision.beaten)[0]),
+        ("the init's:<br>it - keep at its best", decision.init),
+        ("the learning rate's:<br>keep at its best - keep", decision.rate),
     ]
     rows = [(said, found) for said, found in rows if math.isfinite(found.gain)]
     if not rows:
         return None
-    layout = layout_of(f"better by ({result.monitor}) →", "", {})
+    layout = layout_of(f"gain in {plain(result.monitor)} →", "", {})
     layout |= {"showlegend": False, "height": 130 + 42 * len(rows), "shapes": [_zero()]}
     layout["yaxis"] |= {"type": "category", "range": [-0.6, len(rows) - 0.4]}
     return {"data": [_intervals(rows, "")], "layout": layout}
@@ -200,7 +205,7 @@ def rates(known: Mapping[str, Rates], goal: str, mode: Mode) -> Figure | None:
                     "hovertemplate": "lr %{x:.3g}: failed<extra></extra>",
                 }
             )  # fmt: skip
-    layout = layout_of("learning rate", goal, {})
+    layout = layout_of("learning rate", plain(goal), {})
     layout["xaxis"] |= log_scale(x for pairs in known.values() for x, _ in pairs)
     layout["yaxis"] |= scale_of(points)
     layout["yaxis2"] = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}
@@ -209,8 +214,13 @@ def rates(known: Mapping[str, Rates], goal: str, mode: Mode) -> Figure | None:
 
 def cut(label: str, width: int = _WIDE) -> str:
     """A label in at most `width` characters, its end cut, without markup for plotly."""
-    short = label if len(label) <= width else f"{label[: width - 1]}…"
-    return short.replace("&", "&amp;").replace("<", "&lt;")
+    return plain(label if len(label) <= width else f"{label[: width - 1]}…")
+
+
+def wrapped(label: str, width: int = 24) -> str:
+    """A label beside an axis: at most three lines, without markup for plotly."""
+    lines = textwrap.wrap(label, width, max_lines=3, placeholder="…", break_on_hyphens=False)
+    return "<br>".join(cut(line) for line in lines)
 
 
 def _intervals(rows: Sequence[tuple[str, Comparison]], name: str) -> dict[str, Any]:
@@ -240,7 +250,7 @@ def _why(run: Run) -> str:
     if run.metric is not None:
         return "keep failed"
     reason = run.reason if len(run.reason) < 90 else f"{run.reason[:89]}…"
-    return "failed" + (f": {reason}" if reason else "").replace("&", "&amp;").replace("<", "&lt;")
+    return "failed" + (f": {plain(reason)}" if reason else "")
 
 
 def _zero() -> dict[str, Any]:

@@ -120,7 +120,8 @@ class Overview:
             runs: Confirmation runs that are stored.
         """
         trials = tuple(tried(rows, study))
-        done = sum(one.kind not in ("unfinished", "crashed") for one in trials)
+        states = (TrialState.COMPLETE, TrialState.PRUNED)
+        done = len(study.get_trials(deepcopy=False, states=states))
         there = f"{runs} runs of the confirmation" if runs else "nothing is confirmed"
         return cls(
             goals=budget.goals,
@@ -169,6 +170,8 @@ def tried(rows: Sequence[Mapping[str, Any]], study: optuna.Study) -> Iterator[Tr
     space = None if plain is None else Space.from_dict(plain)
     for row in rows:
         trial, attrs = known[row["number"]], known[row["number"]].user_attrs
+        if trial.state is TrialState.WAITING:
+            continue  # nobody has begun it
         spec, info, params = row["spec"], attrs.get("info", {}), trial.params
         strategy = str(params.get(STRATEGY, ""))
         used = params.keys() if space is None or not spec else space.used(params)
@@ -198,7 +201,7 @@ def _next(result: SearchResult, folder: Path) -> tuple[str, ...]:
 def _spent(trials: Sequence[Tried]) -> Iterator[tuple[str, str]]:
     seconds = sum(one.seconds or 0.0 for one in trials)
     if trials:
-        yield "screening", f"{len(trials)} trials, {seconds:.0f} s of training in all"
+        yield "screening", f"{len(trials)} trial{'s' * (len(trials) > 1)}, {seconds:.1f} s in all"
 
 
 def _confirmed(result: SearchResult) -> Iterator[tuple[str, str]]:
@@ -222,8 +225,8 @@ def _kind(trial: FrozenTrial) -> Kind:
     reason = trial.user_attrs.get("reason", "")
     if trial.state is TrialState.PRUNED or reason.startswith(PRUNED):
         return "pruned"
-    if trial.state is TrialState.FAIL or reason.startswith("crashed"):
+    if reason.startswith("crashed"):
         return "crashed"
-    if not trial.state.is_finished():
-        return "unfinished"
+    if trial.state is TrialState.FAIL or not trial.state.is_finished():
+        return "unfinished"  # interrupted, and queued again under another number
     return "unhealthy" if reason else "healthy"

@@ -61,7 +61,7 @@ def _verdict(seen: Overview) -> Iterator[str]:
     if result is None:
         yield f"<p class='verdict warning'>{html.escape(seen.missing)}</p>"
     else:
-        known = "" if result.best.is_baseline else "healthy"
+        known = "warning" if result.best.is_baseline and result.own.failures else "healthy"
         yield f"<p class='verdict {known}'>{html.escape(result.verdict())}</p>"
     first, rest = seen.lines[:_LINES], seen.lines[_LINES:]
     if first:
@@ -88,7 +88,7 @@ def _confirmation(result: SearchResult) -> Iterator[str]:
         "of being better.</p>"
     )
     if not result.candidates:
-        yield "<p>No candidate was left to confirm: nothing but keep trained.</p>"
+        yield "<p>There was nobody to confirm: no other trial was healthy.</p>"
     for goal in range(len(result.goals)):
         yield "<div class='wide'><table><thead><tr>"
         yield "".join(f"<th>{html.escape(name)}</th>" for name in result.heads(goal))
@@ -125,10 +125,11 @@ def _confirmation(result: SearchResult) -> Iterator[str]:
 def _screening(seen: Overview) -> Iterator[str]:
     goal = seen.goals[0]
     came = ", ".join(f"{count} {kind}" for kind, count in seen.counts.items())
+    lanes = " The lanes below hold those that do not count." if len(seen.counts) > 1 else ""
     yield from section(
         "Trials in order",
         f"{goal.name} ({'smaller' if goal.mode == 'min' else 'larger'} is better) of each trial of "
-        f"the screening, all with one seed: {came}. The lanes below hold those that do not count.",
+        f"the screening, all with one seed: {came}.{lanes}",
         plots.history(seen),
     )
     for figure in plots.pareto(seen):
@@ -181,7 +182,10 @@ def _table(seen: Overview) -> Iterator[str]:
     head = ("#", "init", "came to", *(goal.name for goal in seen.goals), "seconds", "health")
     yield "<h2>Each trial</h2><p class='note'>A click on a head sorts; health opens.</p>"
     yield "<div class='wide tall'><table class='sorted said'><thead><tr>"
-    yield "".join(f"<th>{html.escape(name)}</th>" for name in head) + "</tr></thead><tbody>"
+    for name in head:
+        side = " class='said'" if name in ("init", "health") else ""
+        yield f"<th{side}>{html.escape(name)}</th>"
+    yield "</tr></thead><tbody>"
     for one in seen.trials:
         yield _row(one, len(seen.goals))
     yield "</tbody></table></div>"

@@ -54,7 +54,7 @@ def history(seen: Overview) -> Figure | None:
         ours = [one for one in others if one.kind == kind]
         if ours:
             data.append(_dots(ours, [kind] * len(ours), kind) | {"yaxis": "y2"})
-    layout = layout_of("trial", goal.name, {})
+    layout = layout_of("trial", plain(goal.name), {})
     layout["yaxis"] |= scale_of([one.metric for one in healthy if one.metric is not None])
     lanes = len({one.kind for one in others})
     if lanes and healthy:
@@ -78,7 +78,7 @@ def strategies(seen: Overview) -> Figure | None:
     sign = 1 if seen.goals[0].mode == "min" else -1
     order = sorted(groups, key=lambda name: sign * _median(groups[name]), reverse=True)
     data = [_box(name, groups[name]) for name in order]
-    layout = layout_of(seen.goals[0].name, "", {})
+    layout = layout_of(plain(seen.goals[0].name), "", {})
     values = [one.metric for ours in groups.values() for one in ours if one.metric is not None]
     layout["xaxis"] |= scale_of(values)
     layout["yaxis"] |= {"type": "category"}
@@ -88,8 +88,8 @@ def strategies(seen: Overview) -> Figure | None:
 
 def _box(name: str, trials: Sequence[Tried]) -> dict[str, Any]:
     return {
-        "type": "box", "orientation": "h", "name": name,
-        "x": [one.metric for one in trials], "y": [name] * len(trials),
+        "type": "box", "orientation": "h", "name": plain(name),
+        "x": [one.metric for one in trials], "y": [plain(name)] * len(trials),
         "text": [_hover(one) for one in trials],
         "boxpoints": "all", "jitter": 0.4, "pointpos": 0, "line": {"width": 1},
         "marker": {"color": KINDS["healthy"][0], "size": 5}, "hoveron": "points",
@@ -125,15 +125,15 @@ def slices(seen: Overview) -> list[tuple[str, Figure]]:
                 data.append(
                     {
                         "type": "scatter", "mode": "markers", "name": strategy,
-                        "x": [one.axes[axis] if numeric else str(one.axes[axis]) for one in ours],
+                        "x": [one.axes[axis] if numeric else plain(str(one.axes[axis])) for one in ours],
                         "y": [one.metric for one in ours],
                         "text": [_hover(one) for one in ours],
                         "marker": {"color": color, "symbol": symbol, "size": 8, "opacity": 0.8},
                         "hovertemplate": "%{text}<extra></extra>",
                     }
                 )  # fmt: skip
-        layout = layout_of(axis, seen.goals[0].name, {})
-        layout["yaxis"] |= scale_of([one.metric for one in healthy if one.metric is not None])
+        layout = layout_of(plain(axis), plain(seen.goals[0].name), {})
+        layout["yaxis"] |= _extent([one.metric for one in healthy if one.metric is not None])
         if not numeric:
             layout["xaxis"] |= {"type": "category"}
         elif axis in logarithmic:
@@ -180,13 +180,13 @@ def importance(seen: Overview) -> Figure | None:
     if not found:
         return None
     kept = sorted(found.items(), key=lambda item: item[1])[-20:]
-    names = ["the init" if name == STRATEGY else name for name, _ in kept]
+    names = ["the init" if name == STRATEGY else plain(name) for name, _ in kept]
     data = {
         "type": "bar", "orientation": "h", "x": [value for _, value in kept], "y": names,
         "marker": {"color": KINDS["healthy"][0]},
         "hovertemplate": "%{y}: %{x:.0%}<extra></extra>",
     }  # fmt: skip
-    layout = layout_of("share of the differences between trials", "", {})
+    layout = layout_of("importance", "", {})
     layout["xaxis"] |= {"rangemode": "tozero", "tickformat": ".0%"}
     layout["yaxis"] |= {"type": "category"}
     layout |= {"showlegend": False, "height": 110 + 26 * len(kept)}
@@ -213,7 +213,9 @@ def pareto(seen: Overview) -> list[Figure]:
                 line["marker"] = {"color": color, "symbol": symbol, "size": 10 if marked else 7}
                 data.append(line)
         first = seen.goals[0]
-        layout = layout_of(f"{first.name} ({first.mode})", f"{goal.name} ({goal.mode})", {})
+        layout = layout_of(
+            f"{plain(first.name)} ({first.mode})", f"{plain(goal.name)} ({goal.mode})", {}
+        )
         found.append({"data": data, "layout": layout})
     return found
 
@@ -228,11 +230,25 @@ def scale_of(values: Iterable[float]) -> dict[str, Any]:
 
 def log_scale(values: Iterable[float]) -> dict[str, Any]:
     """A logarithmic axis with ticks that are read, also where it spans less than a decade."""
-    known = [value for value in values if value > 0]
-    folds = math.log10(max(known) / min(known)) if known else 1.0
+    known = [value for value in values if value > 0] or [1.0, 10.0]
+    low, high = min(known), max(known)
+    folds = math.log10(high / low)
+    if folds < 1:
+        marks = sorted({float(f"{low * (high / low) ** (i / 3):.2g}") for i in range(4)})
+        return {"type": "log", "tickvals": marks, "ticktext": [f"{mark:g}" for mark in marks]}
     if folds < 1.5:
         return {"type": "log", "dtick": "D2", "tickformat": ".2~g"}
     return {"type": "log", "dtick": max(1, math.ceil(folds / 8)), "exponentformat": "power"}
+
+
+def _extent(values: Sequence[float]) -> dict[str, Any]:
+    """The same range for figures beside each other, with room for the markers."""
+    scale = scale_of(values)
+    low, high = min(values), max(values)
+    if scale:
+        low, high = math.log10(low), math.log10(high)
+    room = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
+    return scale | {"range": [low - room, high + room]}
 
 
 def _dots(trials: Sequence[Tried], y: Sequence[Any], kind: Kind) -> dict[str, Any]:
@@ -260,8 +276,12 @@ def _hover(one: Tried) -> str:
     if one.reason:
         cut = one.reason if len(one.reason) < 90 else f"{one.reason[:89]}…"
         parts.append(cut)
-    # Plotly reads markup in texts.
-    return "<br>".join(part.replace("&", "&amp;").replace("<", "&lt;") for part in parts)
+    return "<br>".join(map(plain, parts))
+
+
+def plain(text: str) -> str:
+    """A text in which plotly finds no markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _median(trials: Sequence[Tried]) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from lightning_init.search.budget import Budget
 from lightning_init.search.overview import Overview
@@ -57,8 +58,8 @@ def _overview(folder: Path, copy: Path, storage: str | None) -> Overview:
         raise ValueError(f"the search in {folder} has not begun: start it again")
     budget = Budget.from_dict(study.user_attrs["budget"])
     trials = study.get_trials(deepcopy=False)
-    done = sum(trial.state.is_finished() for trial in trials)
-    if not done:
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    if not any(trial.state in ended for trial in trials):
         raise ValueError(f"no trial of the search in {folder} has ended yet")
     try:
         return Overview.of(SearchResult.load(copy, storage), folder)
