@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from lightning_init.callbacks.init import InitCallback as InitCallback
     from lightning_init.callbacks.monitor import HealthMonitor as HealthMonitor
+    from lightning_init.cli.mixin import SearchMixin as SearchMixin
     from lightning_init.health.audit import audit as audit
     from lightning_init.health.compare import Comparison as Comparison
     from lightning_init.health.findings import Cause as Cause, Finding as Finding
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from lightning_init.health.shallow import shallow_baseline as shallow_baseline
     from lightning_init.search.axis import Axis as Axis
     from lightning_init.search.result import SearchResult as SearchResult
+    from lightning_init.search.session import Workers as Workers
     from lightning_init.search.space import Space as Space
     from lightning_init.search.study import search_init as search_init
     from lightning_init.search.trial import Outcome as Outcome, Trial as Trial
@@ -62,6 +64,7 @@ _HOMES = {
     "Usage": "architecture.params",
     "InitCallback": "callbacks.init",
     "HealthMonitor": "callbacks.monitor",
+    "SearchMixin": "cli.mixin",
     "audit": "health.audit",
     "Comparison": "health.compare",
     "Cause": "health.findings",
@@ -75,6 +78,7 @@ _HOMES = {
     "Axis": "search.axis",
     "Space": "search.space",
     "search_init": "search.study",
+    "Workers": "search.session",
     "apply_": "strategies.apply",
     "calibrate_": "strategies.apply",
     "initialize_": "strategies.apply",

@@ -78,6 +78,12 @@ def _spec(help: str) -> Flag:
 
 
 _JSON = Flag("--json", "print JSON", bool)
+_CLI = Flag(
+    "--cli",
+    "your own LightningCLI: the function or script that makes it",
+    group="your configuration, as LightningCLI takes it",
+    shows="FILE.py[:NAME]",
+)
 OBJECTIVES = ("last", "area", "steps_to", "gap", "pruned", "ensemble")
 _BUDGET, _SPACE, _GOAL, _RUN = "budget", "what is tried", "what is best", "running"
 
@@ -88,11 +94,13 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--markdown", "as a table in Markdown", bool),
     ),
     "plan": (
+        _CLI,
         _spec("how weights are drawn (auto)"),
         Flag("--diff", "another one to compare with", shows="NAME|FILE"),
         _JSON,
     ),
     "audit": (
+        _CLI,
         Flag(
             "--strategy",
             "repeatable, then side by side (keep)",
@@ -109,6 +117,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         _JSON,
     ),
     "search": (
+        _CLI,
         Flag("--trials", "in all; the same command goes on", int, 40, least=1, group=_BUDGET),
         Flag(
             "--steps",
@@ -164,6 +173,15 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             least=0,
             group=_RUN,
         ),
+        Flag(
+            "--trial-timeout",
+            "a trial that takes longer is ended, and tried once more",
+            float,
+            least=1,
+            group=_RUN,
+            shows="SECONDS",
+        ),
+        Flag("--isolate", "a fresh process for each trial", bool, group=_RUN),
         Flag("--storage", "a database instead of the run's own file", group=_RUN, shows="URL"),
         Flag("--out", "run folder (lightning_init_runs/<config name>)", group=_RUN, shows="FOLDER"),
     ),

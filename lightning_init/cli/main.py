@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -60,9 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # `python -m` would do that: the classes that a configuration names live in this folder.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    return guarded(lambda: int(import_module(f"lightning_init.cli.{command}").run(rest)), debug)
+
+
+def guarded(act: Callable[[], int], debug: bool = False) -> int:
+    """Run a command and turn every error into one line and an exit code.
+
+    Args:
+        act: The command.
+        debug: Whether an error is raised as it is.
+    """
     try:
-        code: int = import_module(f"lightning_init.cli.{command}").run(rest)
-        return code
+        return act()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader (`| head`) has seen enough
@@ -74,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = " ".join(str(error).split())
         kind = type(error).__name__
         # A mistake in the arguments speaks for itself; anything else says what kind it is.
-        known = isinstance(error, (ValueError, FileNotFoundError))
+        ours = type(error).__module__.startswith("lightning_init.")
+        known = ours or isinstance(error, (ValueError, FileNotFoundError))
         return _fail(text if known and text else f"{kind}: {text} (--debug shows where)")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lightning_init.cli.main import COMMANDS
 from lightning_init.cli.quick import FULL
 from lightning_init.search.job import SHORT, ConfigError, Job, interruptible, require_data
 from lightning_init.search.mistakes import explain
+from lightning_init.search.own_cli import Recipe
 from lightning_init.search.serve import quiet
 from lightning_init.strategies.spec import InitSpec, spec_in
 
@@ -31,8 +33,16 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         raise ConfigError(explain(error, parser)) from error
 
 
-def job_for(command: str, arguments: Sequence[str]) -> Job:
+def job_for(
+    command: str, arguments: Sequence[str], own: Recipe | None = None, prog: str = "lightning-init"
+) -> Job:
     """The parsed configuration of a command that takes LightningCLI's options.
+
+    Args:
+        command: A key of the table.
+        arguments: What follows the command.
+        own: The LightningCLI that the command belongs to; None for `--cli`, or for Lightning's.
+        prog: The program, for the help.
 
     Raises:
         ConfigError: If there is no model, or something does not fit.
@@ -41,9 +51,18 @@ def job_for(command: str, arguments: Sequence[str]) -> Job:
     return Job(
         [a for a in arguments if a != FULL],
         lambda parser: add_flags(parser, command),
-        f"lightning-init {command}",
+        f"{prog} {command}",
         COMMANDS[command],
+        cli_of(arguments) if own is None else own,
     )
+
+
+def cli_of(arguments: Sequence[str]) -> str:
+    """The value of `--cli`, `""` if it is not given."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--cli", default="")
+    given, _ = parser.parse_known_args(list(arguments))
+    return str(given.cli)
 
 
 def spec_from(text: str) -> InitSpec:

@@ -72,7 +72,7 @@ def answer(command: str, arguments: Sequence[str], about: str) -> str | None:
     return None
 
 
-def help_of(command: str, about: str) -> str:
+def help_of(command: str, about: str, prog: str = "lightning-init") -> str:
     """The help of a command, at most 80 columns wide."""
     takes_config = command not in ("list", "report")
     given = " --config FILE" if takes_config else ""
@@ -80,8 +80,8 @@ def help_of(command: str, about: str) -> str:
         f" {f.name}..." if f.many else f" [{f.name}]" for f in FLAGS[command] if f.by_position
     )
     parser = argparse.ArgumentParser(
-        prog=f"lightning-init {command}",
-        usage=f"lightning-init {command}{by_position}{given} [options]",
+        prog=f"{prog} {command}",
+        usage=f"{prog} {command}{by_position}{given} [options]",
         description=f"{about[:1].upper()}{about[1:]}.",
         formatter_class=_Formatter,
         add_help=False,
@@ -91,8 +91,11 @@ def help_of(command: str, about: str) -> str:
     if takes_config:
         theirs = parser.add_argument_group("your configuration, as LightningCLI takes it")
         theirs.add_argument("--config", metavar="FILE", help="repeatable; later ones win")
+        groups[str(theirs.title)] = theirs
         theirs.add_argument("--model.KEY", metavar="VALUE", help="also --data.KEY, --trainer.KEY")
     for flag in FLAGS[command]:
+        if flag.name == "--cli" and prog != "lightning-init":
+            continue  # the program is the user's own
         if flag.group not in groups:
             groups[flag.group] = parser.add_argument_group(flag.group)
         text = flag.help.replace("%", "%%")

@@ -13,24 +13,29 @@ from lightning_init.cli.options import job_for
 from lightning_init.search.board import Board
 from lightning_init.search.evaluate import JobEvaluate
 from lightning_init.search.job import ConfigError
+from lightning_init.search.own_cli import Recipe, for_workers
 from lightning_init.search.records import OtherStudyError
 from lightning_init.search.result import SearchResult
 from lightning_init.search.settings import Settings, settings_for
 from lightning_init.search.study import search_init
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], own: Recipe | None = None, prog: str = "lightning-init") -> int:
     """Search, confirm, and write `best.yaml`, `results.json` and `report.html`.
 
     Args:
         arguments: LightningCLI's, and the command's own (`cli/flags.py`).
+        own: The LightningCLI that has the command; None for `--cli`, or for Lightning's.
+        prog: The program, for the help.
 
     Returns:
         0; 130 if interrupted, then the same command goes on.
     """
-    job = job_for("search", arguments)
+    job = job_for("search", arguments, own, prog)
     settings = settings_for(job, job.config, config_name(arguments))
-    return search(settings, JobEvaluate(settings.config, settings.objectives))
+    if own is not None and settings.workers.count:
+        for_workers(own)
+    return search(settings, JobEvaluate(settings.config, settings.objectives, job.cli))
 
 
 def search(settings: Settings, evaluate: JobEvaluate) -> int:

@@ -9,8 +9,10 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_init.search.fit import Made, short_fit
+from lightning_init.search.isolated import isolated
 from lightning_init.search.job import Job
 from lightning_init.search.objectives import Objective
+from lightning_init.search.own_cli import Recipe
 from lightning_init.search.readout import TRAIN_LOSS
 from lightning_init.search.trial import Outcome, Report, Trial
 
@@ -25,12 +27,12 @@ class JobEvaluate:
         config: The resolved configuration, `Job.plain()`.
         objectives: What to read off each trial; the first is the metric. The monitor
             `train_loss_end` is the mean training loss of the last tenth of the steps.
-        cli: The user's own CLI function, `module:function`; `""` for a LightningCLI.
+        cli: The user's own LightningCLI: `module:function`, or how it is made; `""` for none.
     """
 
     config: dict[str, Any]
     objectives: tuple[Objective, ...]
-    cli: str = ""
+    cli: str | Recipe = ""
     _job: Job | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -38,9 +40,10 @@ class JobEvaluate:
 
     def __call__(self, trial: Trial, report: Report) -> Outcome:
         """Fit a fresh model for a few steps and read its objectives."""
-        job = self._job = self._job or Job(self.config)
+        job = self._job = self._job or Job(self.config, cli=self.cli)
 
         def build(seed: int, callbacks: Sequence[pl.Callback], settings: Mapping[str, Any]) -> Made:
             return job.build(seed, trial.config, callbacks, **settings)
 
-        return short_fit(build, trial, report, self.objectives)
+        with isolated():
+            return short_fit(build, trial, report, self.objectives)

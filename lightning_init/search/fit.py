@@ -31,6 +31,8 @@ from lightning_init.strategies.spec import InitSpec
 Made = tuple[pl.LightningModule, pl.LightningDataModule | None, pl.Trainer]
 Build = Callable[[int, Sequence[pl.Callback], Mapping[str, Any]], Made]
 
+_FREE: dict[str, Any] = {**SHORT, "min_steps": None, "min_epochs": None}
+
 
 def short_fit(
     build: Build, trial: Trial, report: Report, objectives: Sequence[Objective]
@@ -66,7 +68,7 @@ def short_fit(
         readout.end,
         lambda: bool(curve.reason),
     )
-    settings = {**SHORT, "max_steps": trial.steps}
+    settings = {**_FREE, "max_steps": trial.steps}
     model, data, trainer = build(trial.seed, [gate, curve, readout, marks], settings)
     with interruptible():
         try:
@@ -116,7 +118,7 @@ def _together(
             loss_steps=0,
         )
         marks = Marks((), dict, end, lambda: False)
-        settings = {**SHORT, "max_steps": trial.steps}
+        settings = {**_FREE, "max_steps": trial.steps}
         model, data, trainer = build(member_seed(trial.seed, number), [gate, marks], settings)
         with interruptible():
             trainer.fit(model, datamodule=data)

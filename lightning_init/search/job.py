@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import signal
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,23 +16,18 @@ from typing import Any
 
 import lightning.pytorch as pl
 import yaml
-from jsonargparse import ArgumentError, Namespace
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_init.architecture.arguments import unknown
 from lightning_init.search.keys import dotted_items, dotted_keys
-from lightning_init.search.mistakes import explain, one_line
+from lightning_init.search.mistakes import ConfigError as ConfigError, one_line
+from lightning_init.search.own_cli import PLAIN, Recipe, recipe_from
+from lightning_init.search.parsed import Asked, Built, parse
 
-# Only the training itself matters in a short fit: no files, no bars, nothing that ends it early.
-_DROPPED = (
-    *("ModelCheckpoint", "OnExceptionCheckpoint", "EarlyStopping", "LearningRateFinder"),
-    *("BatchSizeFinder", "LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor"),
-    *("ModelSummary", "RichModelSummary", "ProgressBar", "TQDMProgressBar", "RichProgressBar"),
-    *("Timer", "InitCallback", "HealthMonitor"),
-)
-_FIT_ONLY = ("ckpt_path", "weights_only")  # printed by `fit --print_config`, not ours
-
+_KEYS = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler")
+_FIT_ONLY = ("ckpt_path", "weights_only")  # a trial begins with a fresh init
 
 # What a short fit on one device needs of a Trainer: nothing but the training.
 SHORT: dict[str, Any] = {
@@ -48,17 +42,20 @@ SHORT: dict[str, Any] = {
 }
 
 
-class ConfigError(ValueError):
-    """A configuration that does not fit; the text is one line and says what is legal."""
-
-
-class Job(LightningCLI):
+class Job:
     """A parsed configuration that builds fresh objects.
 
     Args:
         arguments: Command-line arguments (`--config file --model.init_args.lr=0.1 ...`), or a
             configuration as nested plain data.
         add_options: Adds a command's own options to the parser.
+        prog: The command, for `--help`.
+        description: What the command does, for `--help`.
+        cli: The user's own LightningCLI, as `recipe_from` takes it; `""` for Lightning's.
+
+    Attributes:
+        cli: As given.
+        dropped: Keys of the configuration's files that only another LightningCLI knows.
 
     Raises:
         ConfigError: If the configuration does not fit.
@@ -70,48 +67,28 @@ class Job(LightningCLI):
         add_options: Callable[[LightningArgumentParser], None] | None = None,
         prog: str = "lightning-init",
         description: str | None = None,
+        cli: str | Recipe = "",
     ) -> None:
-        self._add_options = add_options
+        recipe = recipe_from(cli) if isinstance(cli, str) and cli else cli or PLAIN
+        assert isinstance(recipe, Recipe)
+        self.cli = cli
         self.dropped: list[str] = []
+        self._own = recipe.is_own
         given = dict(arguments) if isinstance(arguments, Mapping) else self._clean(arguments)
-        try:
-            super().__init__(
-                save_config_callback=None,
-                parser_kwargs={
-                    "exit_on_error": False,
-                    "prog": prog,
-                    "usage": f"{prog} --config FILE [options]",
-                    "description": description,
-                },
-                seed_everything_default=True,
-                args=given,
-                run=False,
-            )
-        except ArgumentError as error:
-            raise ConfigError(explain(error, self.parser)) from error
+        self._cli = parse(recipe, Asked(given, add_options, prog, description))
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the command's own options."""
-        if self._add_options is not None:
-            self._add_options(parser)
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse without looking at the process's own command line."""
-        parsed = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(args)
-        self.config = parsed
-
-    def _set_seed(self) -> None:
-        """Nothing is built yet: `build` seeds."""
-
-    def instantiate_classes(self) -> None:
-        """Nothing is built while parsing."""
+    @property
+    def config(self) -> Namespace:
+        """As parsed, with the command's options."""
+        return self._cli.inner
 
     def plain(self) -> dict[str, Any]:
         """The resolved configuration as nested plain data, without the command's options."""
-        text = self.parser.dump(self.config, skip_none=False, format="yaml", skip_validation=True)
+        parser = self._cli.inner_parser
+        text = parser.dump(self.config, skip_none=False, format="yaml", skip_validation=True)
+        left = {*self._cli.options, *_FIT_ONLY, "config"}
         data = yaml.safe_load(text)
-        kept = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler")
-        return {key: data[key] for key in kept if data.get(key) is not None}
+        return {key: v for key, v in data.items() if key not in left and v is not None}
 
     def build(
         self,
@@ -119,38 +96,24 @@ class Job(LightningCLI):
         config: Mapping[str, Any],
         callbacks: Sequence[pl.Callback],
         **trainer: Any,
-    ) -> tuple[pl.LightningModule, pl.LightningDataModule | None, pl.Trainer]:
+    ) -> Built:
         """Fresh model, data and Trainer, as LightningCLI makes them after `seed_everything`.
 
         Args:
             seed: Seeds everything first.
-            config: Dotted keys -> values that replace the configuration's.
+            config: Dotted keys -> values that replace the configuration's; linked keys follow.
             callbacks: Added after the configuration's own that are not about files and bars.
             trainer: Arguments that replace the configuration's.
 
         Returns:
             Model, data module (None if the model brings its data) and Trainer.
         """
-        chosen = self.config.clone()
-        for key, value in config.items():
-            if key not in chosen:
+        for key in config:
+            if key not in self.config:
                 raise ConfigError(unknown("configuration key", key, dotted_keys(self.plain())))
-            chosen[key] = value
-        chosen["trainer.callbacks"] = _kept_callbacks(chosen.get("trainer.callbacks"))
-        for key, value in trainer.items():
-            chosen[f"trainer.{key}"] = value
+        chosen = self._cli.with_values({**config, "seed_everything": seed})
         pl.seed_everything(seed, workers=True, verbose=False)
-        self.config_init = self.parser.instantiate_classes(chosen)
-        self.datamodule = self._get(self.config_init, "data")
-        self.model = self._get(self.config_init, "model")
-        if self.model is None:
-            raise ConfigError("the configuration has no `model:`; give one with class_path")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._add_configure_optimizers_method_to_model(None)
-        settings = dict(self._get(self.config_init, "trainer", default={}))
-        settings["callbacks"] = [*(settings.get("callbacks") or []), *callbacks]
-        return self.model, self.datamodule, pl.Trainer(**settings)
+        return self._cli.make(chosen, callbacks, trainer)
 
     def logged_metrics(self) -> tuple[str, ...]:
         """What the module logs, found by training and validating one batch of a throw-away model.
@@ -207,8 +170,11 @@ class Job(LightningCLI):
         data = read_yaml(path)
         wrapped = data.get("fit")
         inner: dict[str, Any] = wrapped if isinstance(wrapped, dict) else data
-        legal = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler")
-        kept = {key: value for key, value in inner.items() if key.rstrip("+") in legal}
+        kept = {
+            key: value
+            for key, value in inner.items()
+            if (self._own and key not in _FIT_ONLY) or key.rstrip("+") in _KEYS
+        }
         gone = [key for key in inner if key not in kept and key not in _FIT_ONLY]
         if not kept:
             raise ConfigError(
@@ -270,14 +236,3 @@ def validates(model: pl.LightningModule, data: pl.LightningDataModule | None) ->
     """Whether there is a validation step and data for it."""
     source = model if data is None else data
     return is_overridden("validation_step", model) and is_overridden("val_dataloader", source)
-
-
-def _kept_callbacks(callbacks: Any) -> list[Any] | None:
-    if callbacks is None:
-        return None
-    listed = callbacks if isinstance(callbacks, list) else [callbacks]
-
-    def name(callback: Namespace) -> str:
-        return str(callback.get("class_path", "")).rpartition(".")[2]
-
-    return [callback for callback in listed if name(callback) not in _DROPPED]

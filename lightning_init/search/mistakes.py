@@ -21,6 +21,10 @@ _NO_MODEL = (
 )
 
 
+class ConfigError(ValueError):
+    """A configuration that does not fit; the text is one line and says what is legal."""
+
+
 def one_line(error: BaseException) -> str:
     """An error's text on one line."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -55,7 +59,8 @@ def _inside(path: str, problem: str) -> str:
         if path in ("lightning.LightningModule", "lightning.LightningDataModule"):
             return (
                 "there is no class_path: write class_path and init_args, or name the class "
-                "before the file: --model package.Class --config FILE"
+                "before the file: --model package.Class --config FILE, or your own LightningCLI: "
+                "--cli train.py:main"
             )
         return f"{path} has no such thing: {unknown('argument', found[1], _arguments_of(path))}"
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", problem):
@@ -87,8 +92,12 @@ def _options(parser: ArgumentParser, typed: str) -> Iterable[str]:
     """The options that may have been meant: the Trainer's many only if they were."""
     every = [option for action in parser._actions for option in action.option_strings]
     inner = typed.startswith(("--trainer.", "--model.", "--data."))
-    return [
-        o for o in every if not o.endswith(".help") and (inner or not o.startswith("--trainer."))
+    return [  # a link is listed beside the options, without dashes
+        o
+        for o in every
+        if o.startswith("-")
+        and not o.endswith(".help")
+        and (inner or not o.startswith("--trainer."))
     ]
 
 

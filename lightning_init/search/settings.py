@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,13 @@ from jsonargparse import Namespace
 
 from lightning_init.architecture.arguments import unknown
 from lightning_init.search.budget import Budget, Goal
-from lightning_init.search.devices import devices
+from lightning_init.search.devices import cores, threads_each, visible_devices
 from lightning_init.search.evaluate import TRAIN_LOSS
 from lightning_init.search.job import ConfigError, Job
 from lightning_init.search.keys import dotted_keys
+from lightning_init.search.look import Look, look
 from lightning_init.search.objectives import Objective, parse_objectives
+from lightning_init.search.session import Workers
 from lightning_init.search.space import STRATEGY, Axis, Space, around, parse_axis
 from lightning_init.search.statistics import Mode
 from lightning_init.strategies.spec import InitSpec
@@ -36,9 +37,10 @@ class Settings:
         objectives: What is read off each trial.
         space: What is tried.
         budget: How much, and how it is judged.
-        workers: Worker processes, 0 for none.
+        workers: Who runs the trials.
         out: The run's folder.
         storage: Its study: a file in the folder, or a database's URL.
+        look: What one batch of the job has shown.
         notes: What the user should know before it begins.
     """
 
@@ -46,9 +48,10 @@ class Settings:
     objectives: tuple[Objective, ...]
     space: Space
     budget: Budget
-    workers: int
+    workers: Workers
     out: Path
     storage: str | Path
+    look: Look
     notes: tuple[str, ...] = ()
 
     @property
@@ -83,10 +86,23 @@ class Settings:
         return (
             f"Searching {goals} over {len(self.space.strategies)} "
             f"strategies{f' and {axes}' if axes else ''}: {budget.trials} trials of "
-            f"{budget.steps} steps with your schedule cut there, then the best {budget.top} and "
-            f"keep on {budget.confirm_seeds} fresh seeds{longer}; {self.workers} workers; "
+            f"{self.look.sentence(budget.steps)}; then the best {budget.top} and keep on "
+            f"{budget.confirm_seeds} fresh seeds{longer}; {self._where}; "
             f"{self.out}"
         )
+
+    @property
+    def _where(self) -> str:
+        """Who runs the trials, in words."""
+        count, gpus = self.workers.count, len(self.workers.devices or ())
+        if not count:
+            return "in this process"
+        each = threads_each(count)
+        threads = f"{each} thread{'s' if each > 1 else ''}"
+        workers = f"{count} worker{'s' if count > 1 else ''}"
+        if not gpus:
+            return f"{workers} of {threads}"
+        return f"{workers} on {gpus} GPU{'s' if gpus > 1 else ''}, {threads} each"
 
 
 def settings_for(job: Job, options: Namespace, name: str) -> Settings:
@@ -102,16 +118,20 @@ def settings_for(job: Job, options: Namespace, name: str) -> Settings:
     """
     notes = []
     if job.dropped:
-        notes.append(f"ignored keys of the configuration: {', '.join(job.dropped)}")
+        notes.append(
+            f"ignored keys of the configuration: {', '.join(job.dropped)} (if your own "
+            "LightningCLI has them: --cli train.py:main)"
+        )
     config = job.plain()
     axes, lr_key, said = _axes(job, options)
     notes += said
     space = _space(options, axes)
-    budget = _budget(job, options)
+    seen = look(job)
+    budget = _budget(seen, options)
     if budget.trials < len(space.names):
         late = ", ".join(point[STRATEGY] for point in space.recipes()[budget.trials :])
         notes.append(f"{budget.trials} trials are too few to try each strategy: not {late}")
-    objectives = _objectives(job, options)
+    objectives = _objectives(job, options, seen.metrics)
     out = Path(options.get("out") or Path("lightning_init_runs") / name)
     own = {
         **vars_of(budget),
@@ -124,9 +144,10 @@ def settings_for(job: Job, options: Namespace, name: str) -> Settings:
         objectives=objectives,
         space=space,
         budget=Budget(**own),
-        workers=_workers(options),
+        workers=_workers(job, options),
         out=out,
         storage=options.get("storage") or out / "study.journal",
+        look=seen,
         notes=tuple(notes),
     )
 
@@ -168,9 +189,8 @@ def _space(options: Namespace, axes: Mapping[str, Axis]) -> Space:
     return Space(names, axes, files)
 
 
-def _budget(job: Job, options: Namespace) -> Budget:
-    limit = job.config.get("trainer.max_steps")
-    default = min(_STEPS, limit) if limit and limit > 0 else _STEPS
+def _budget(seen: Look, options: Namespace) -> Budget:
+    default = min(_STEPS, seen.job_steps or _STEPS)
     steps = options.get("steps")
     return Budget(
         trials=options.get("trials", 40),
@@ -183,9 +203,8 @@ def _budget(job: Job, options: Namespace) -> Budget:
     )
 
 
-def _objectives(job: Job, options: Namespace) -> tuple[Objective, ...]:
+def _objectives(job: Job, options: Namespace, logged: Sequence[str]) -> tuple[Objective, ...]:
     chosen, mode = options.get("monitor"), options.get("mode")
-    logged = job.logged_metrics()
     if chosen is None and (found := job.monitored()) is not None:
         chosen, mode = found[0], mode or ("max" if found[1] == "max" else "min")
     elif chosen is None:
@@ -196,13 +215,15 @@ def _objectives(job: Job, options: Namespace) -> tuple[Objective, ...]:
     return parse_objectives(options.get("objective") or [], chosen, mode or larger)
 
 
-def _workers(options: Namespace) -> int:
-    workers = options.get("workers")
-    if workers is None:
-        workers = len(devices()) or os.cpu_count() or 1
-    if workers < 0:
-        raise ConfigError(f"`--workers >= 0` must hold, but got {workers}")
-    return int(workers)
+def _workers(job: Job, options: Namespace) -> Workers:
+    gpus = visible_devices(str(job.config.get("trainer.accelerator") or "auto"))
+    count, timeout = options.get("workers"), options.get("trial_timeout")
+    isolate = bool(options.get("isolate"))
+    if count is None:
+        count = len(gpus) or cores()
+    if not count and (timeout or isolate):
+        raise ConfigError("--trial-timeout and --isolate need processes: pass --workers 1 or more")
+    return Workers(count, tuple(gpus), timeout, isolate)
 
 
 def _identity(

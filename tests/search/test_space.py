@@ -1,5 +1,6 @@
 """The flat space: shared axes, recipes, legal specs, and axes as text."""
 
+import optuna
 import pytest
 import torch
 import yaml
@@ -323,3 +324,26 @@ def test_a_missing_file_names_its_neighbour(tmp_path):
     (tmp_path / "space.yaml").write_text(FILE)
     with pytest.raises(FileNotFoundError, match=r"did you mean '.*space.yaml'"):
         Space.load(tmp_path / "spaces.yaml")
+
+
+def test_gp_samples_every_axis_together():
+    """Optuna's GP works on the intersection of what all trials had: a flat space is all of it."""
+    config = {"lr": around(0.1), "act": Axis(choices=("tanh", "relu")), "n": Axis(1, 9, whole=True)}
+    space = Space(("orthogonal", "lsuv", "qk_scaled", "chrono"), config, scales={"head": FACTOR})
+    distributions = {name: axis.distribution for name, axis in space.axes.items()}
+    study = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=0, n_startup_trials=4))
+    for point in space.recipes():
+        study.enqueue_trial(point)
+    for _ in range(8):
+        trial = study.ask(distributions)
+        space.spec(trial.params).build()
+        study.tell(trial, abs(trial.params["lr"] - 0.3))
+    found = optuna.search_space.intersection_search_space(study.trials)
+    assert found == distributions
+    relative = study.sampler.infer_relative_search_space(study, study.trials[-1])
+    wide = {name for name, axis in distributions.items() if not axis.single()}
+    assert set(relative) == wide
+    sampled = [trial for trial in study.trials if "fixed_params" not in trial.system_attrs]
+    assert len(sampled) == 2
+    for trial in sampled:
+        assert set(trial.params) == set(distributions)
