@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lightning_init.health.report import Report as Report
     from lightning_init.health.shallow import shallow_baseline as shallow_baseline
     from lightning_init.search.axis import Axis as Axis
+    from lightning_init.search.compare import compare_specs as compare_specs
     from lightning_init.search.result import SearchResult as SearchResult
     from lightning_init.search.session import Workers as Workers
     from lightning_init.search.space import Space as Space
@@ -74,6 +75,7 @@ _HOMES = {
     "shallow_baseline": "health.shallow",
     "Outcome": "search.trial",
     "Trial": "search.trial",
+    "compare_specs": "search.compare",
     "SearchResult": "search.result",
     "Axis": "search.axis",
     "Space": "search.space",

@@ -35,7 +35,9 @@ def run(arguments: Sequence[str], own: Recipe | None = None, prog: str = "lightn
     settings = settings_for(job, job.config, config_name(arguments))
     if own is not None and settings.workers.count:
         for_workers(own)
-    return search(settings, JobEvaluate(settings.config, settings.objectives, job.cli))
+    return search(
+        settings, JobEvaluate(settings.config, settings.objectives, job.cli, settings.look.ready)
+    )
 
 
 def search(settings: Settings, evaluate: JobEvaluate) -> int:

@@ -191,13 +191,13 @@ def _space(options: Namespace, axes: Mapping[str, Axis]) -> Space:
 
 def _budget(seen: Look, options: Namespace) -> Budget:
     default = min(_STEPS, seen.job_steps or _STEPS)
-    steps = options.get("steps")
+    steps = options.get("steps") or default
     return Budget(
         trials=options.get("trials", 40),
-        steps=default if steps is None else steps,
+        steps=steps,
         seed=options.get("seed", 0),
         confirm_seeds=options.get("confirm_seeds", 5),
-        confirm_steps=options.get("confirm_steps") or 0,
+        confirm_steps=options.get("confirm_steps") or Budget.longer(steps, seen.job_steps),
         sampler=options.get("sampler", "tpe"),
         pruning=not options.get("no_pruning", False),
     )
