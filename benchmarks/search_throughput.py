@@ -37,7 +37,7 @@ from lightning_init.search.evaluate import JobEvaluate
 from lightning_init.search.job import SHORT, Job
 from lightning_init.search.objectives import Objective
 from lightning_init.search.serve import quiet
-from lightning_init.search.trial import Outcome, Trial
+from lightning_init.search.trial import Trial
 from lightning_init.strategies.spec import InitSpec
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,7 @@ class ToyData(pl.LightningDataModule):
         super().__init__()
         self.batch_size = batch_size
 
-    def setup(self, stage: str) -> None:
+    def setup(self, stage: str) -> None:  # noqa: ARG002
         x = torch.randn(2048, 20, generator=torch.Generator().manual_seed(0))
         self.whole = TensorDataset(x, (x[:, 0] * x[:, 1] > 0).long())
 
@@ -106,6 +106,23 @@ def bare(job: Job, seed: int, steps: int) -> None:
     trainer.validate(model, datamodule=data, verbose=False)
 
 
+def never(step: int, value: float) -> bool:
+    del step, value
+    return False
+
+
+class Ends:
+    """When each trial of the screening ended; give it to `search_init(seen=...)`."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock, self.times = clock, []
+
+    def __call__(self, phase: str, *news: object) -> None:
+        del news
+        if phase == "screening":
+            self.times.append(self.clock())
+
+
 def seconds(act: Callable[[], object]) -> float:
     began = time.process_time()
     act()
@@ -117,24 +134,19 @@ def long(rounds: int, wanted: float) -> tuple[float, str]:
     data = config(width=512, batch_size=256)
     job, evaluate = Job(data), evaluator(data)
     bare(job, 0, 20)
-    evaluate(trial(0, 20), lambda *news: False)
+    evaluate(trial(0, 20), never)
     steps = int(200 * wanted / seconds(lambda: bare(job, 0, 200)))
     theirs, ours = [], []
     for seed in range(rounds):
         theirs.append(seconds(lambda s=seed: bare(job, s, steps)))
-        ours.append(seconds(lambda s=seed: evaluate(trial(s, steps), lambda *news: False)))
+        ours.append(seconds(lambda s=seed: evaluate(trial(s, steps), never)))
     ratio = statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
     return ratio, f"{steps} steps, {statistics.median(theirs):.2f} s bare, {rounds} rounds"
 
 
 def short(trials: int) -> tuple[float, str]:
     """Trials a minute of the screening, with the study's file and the sampler."""
-    ends: list[float] = []
-
-    def seen(phase: str, job: int, told: Trial, outcome: Outcome) -> None:
-        if phase == "screening":
-            ends.append(time.process_time())
-
+    seen = Ends(time.process_time)
     with tempfile.TemporaryDirectory() as folder:
         search_init(
             evaluator(config()),
@@ -146,6 +158,7 @@ def short(trials: int) -> tuple[float, str]:
             storage=Path(folder) / "study.journal",
             seen=seen,
         )
+    ends = seen.times
     each = (ends[-1] - ends[2]) / (len(ends) - 3)  # the first ones import and build
     return 60 / each, f"{len(ends)} trials of 50 steps, {1000 * each:.0f} ms each"
 
@@ -158,7 +171,7 @@ def two(trials: int, wanted: float) -> tuple[float, str]:
     steps = int(200 * wanted / seconds(lambda: bare(job, 0, 200)))
     rates = {}
     for workers in (1, 2):
-        ends: list[float] = []
+        seen = Ends(time.perf_counter)
         search_init(
             evaluator(data),
             Space(("orthogonal", "kaiming_normal", "xavier_normal")),
@@ -168,10 +181,9 @@ def two(trials: int, wanted: float) -> tuple[float, str]:
             top=1,
             workers=workers,
             pruning=False,
-            seen=lambda phase, *news, ends=ends: (
-                ends.append(time.perf_counter()) if phase == "screening" else None
-            ),
+            seen=seen,
         )
+        ends = seen.times
         rates[workers] = (len(ends) - workers) / (ends[-1] - ends[workers - 1])
     load = os.getloadavg()[0]
     about = f"{steps} steps, {1 / rates[1]:.2f} s a trial with one, load {load:.1f}"
