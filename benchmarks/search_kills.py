@@ -29,6 +29,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 ROOT = Path(__file__).parents[1]
+DONE = ("COMPLETE", "PRUNED")  # pruned: ended early for good
 CONFIG = "configs/digits_shallow.yaml"
 
 
@@ -93,7 +94,7 @@ def trials_in(folder: Path, study: str = "search") -> list[optuna.trial.FrozenTr
 
 
 def done_in(folder: Path) -> int:
-    return sum(trial.state.name == "COMPLETE" for trial in trials_in(folder))
+    return sum(trial.state.name in DONE for trial in trials_in(folder))
 
 
 def run(folder: Path, trials: int, kills: Kills, verbose: bool = True) -> list[int]:
@@ -149,18 +150,15 @@ def verdict(folder: Path, trials: int, sessions: list[int]) -> list[str]:
     states = Counter(trial.state.name for trial in found)
     retries = Counter(t.user_attrs["retry_of"] for t in found if "retry_of" in t.user_attrs)
     # One seed for all: what was told twice has the same parameters and the same losses.
-    told = [
-        (repr(t.params), repr(t.user_attrs["curve"]))
-        for t in found
-        if t.state.is_finished() and t.state.name == "COMPLETE" and t.user_attrs.get("curve")
-    ]
+    finished = [t for t in found if t.state.name in DONE and t.user_attrs.get("curve")]
+    told = [(repr(t.params), repr(t.user_attrs["curve"])) for t in finished]
     runs = Counter(
         (t.user_attrs.get("candidate"), t.user_attrs.get("seed"))
         for t in trials_in(folder, "confirm")
     )
     left = [pid for session in sessions for pid, _ in in_session(session)]
     rows = [
-        ("finished trials", states["COMPLETE"], trials),
+        ("finished trials", sum(states[state] for state in DONE), trials),
         ("RUNNING or WAITING", states["RUNNING"] + states["WAITING"], 0),
         ("tried once more twice", sum(count > 1 for count in retries.values()), 0),
         ("told twice", len(told) - len(set(told)), 0),
