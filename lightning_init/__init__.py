@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lightning_init.health.shallow import shallow_baseline as shallow_baseline
     from lightning_init.search.axis import Axis as Axis
     from lightning_init.search.result import SearchResult as SearchResult
+    from lightning_init.search.session import Workers as Workers
     from lightning_init.search.space import Space as Space
     from lightning_init.search.study import search_init as search_init
     from lightning_init.search.trial import Outcome as Outcome, Trial as Trial
@@ -77,6 +78,7 @@ _HOMES = {
     "Axis": "search.axis",
     "Space": "search.space",
     "search_init": "search.study",
+    "Workers": "search.session",
     "apply_": "strategies.apply",
     "calibrate_": "strategies.apply",
     "initialize_": "strategies.apply",

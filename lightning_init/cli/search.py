@@ -33,7 +33,7 @@ def run(arguments: Sequence[str], own: Recipe | None = None, prog: str = "lightn
     """
     job = job_for("search", arguments, own, prog)
     settings = settings_for(job, job.config, config_name(arguments))
-    if own is not None and settings.workers:
+    if own is not None and settings.workers.count:
         for_workers(own)
     return search(settings, JobEvaluate(settings.config, settings.objectives, job.cli))
 

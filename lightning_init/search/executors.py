@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TextIO
+
+import torch
 
 from lightning_init.search.job import ConfigError
 from lightning_init.search.trial import Evaluate, Outcome, Report, Trial
@@ -20,10 +25,13 @@ class Answer:
     outcome: Outcome | None
     crash: str = ""
     user_error: bool = False  # a mistake in the configuration, the same for every trial
+    out_of_memory: bool = False  # whoever ran it is better replaced
 
 
 class Executor(Protocol):
     """Runs trials somewhere."""
+
+    overlaps: bool  # whether trials run while this process does something else
 
     @property
     def idle(self) -> int:
@@ -49,10 +57,18 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """Runs trials here, one after another."""
+    """Runs trials here, one after another.
 
-    def __init__(self, evaluate: Evaluate) -> None:
+    Args:
+        evaluate: Runs one trial.
+        log: A file for the tracebacks of trials that crash; None for the process's own output.
+    """
+
+    overlaps = False
+
+    def __init__(self, evaluate: Evaluate, log: Path | None = None) -> None:
         self.evaluate = evaluate
+        self.log = log
         self._waiting: deque[tuple[int, Trial]] = deque()
 
     @property
@@ -67,7 +83,7 @@ class InProcess:
     @property
     def doing(self) -> tuple[str, ...]:
         """The trial that waits."""
-        return tuple(str(trial.spec) for _, trial in self._waiting)
+        return tuple(said_of(job, trial) for job, trial in self._waiting)
 
     def next(
         self, report: Callable[[int, int, float], bool], seconds: float | None = None
@@ -75,14 +91,36 @@ class InProcess:
         """Run the trial that waits, however long it takes."""
         del seconds
         job, trial = self._waiting.popleft()
-        return answer_of(self.evaluate, job, trial, lambda step, value: report(job, step, value))
+
+        def told(step: int, value: float) -> bool:
+            return report(job, step, value)
+
+        if self.log is None:
+            return answer_of(self.evaluate, job, trial, told)
+        with self.log.open("a", encoding="utf-8") as log:
+            return answer_of(self.evaluate, job, trial, told, log)
 
     def close(self) -> None:
         """Nothing to stop."""
 
 
-def answer_of(evaluate: Evaluate, job: int, trial: Trial, report: Report) -> Answer:
-    """Run a trial; whatever goes wrong in it is an answer too."""
+def said_of(job: int, trial: Trial) -> str:
+    """A trial in a few words."""
+    return f"{job} {trial.spec}"
+
+
+def answer_of(
+    evaluate: Evaluate, job: int, trial: Trial, report: Report, log: TextIO | None = None
+) -> Answer:
+    """Run a trial; whatever goes wrong in it is an answer too.
+
+    Args:
+        evaluate: Runs it.
+        job: Its number.
+        trial: What to try.
+        report: Is told its losses.
+        log: Where the traceback of a crash goes; None for the standard error.
+    """
     try:
         outcome = evaluate(trial, report)
         if not isinstance(outcome, Outcome):
@@ -92,6 +130,14 @@ def answer_of(evaluate: Evaluate, job: int, trial: Trial, report: Report) -> Ans
     except (KeyboardInterrupt, SystemExit, EOFError, BrokenPipeError):
         raise
     except BaseException as error:
-        traceback.print_exc()
+        stream = log or sys.stderr
+        print(f"trial {job}, {trial.spec}, seed {trial.seed}, crashed:", file=stream)
+        traceback.print_exc(file=stream)
         text = " ".join(str(error).split()) or type(error).__name__
-        return Answer(job, None, f"{type(error).__name__}: {text}", isinstance(error, ConfigError))
+        full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        mistake = isinstance(error, ConfigError)
+        answer = Answer(job, None, f"{type(error).__name__}: {text}", mistake, full)
+    if answer.out_of_memory:  # outside of `except`, which holds on to the frames of the crash
+        gc.collect()
+        torch.cuda.empty_cache()
+    return answer

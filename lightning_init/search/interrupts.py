@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -26,6 +28,7 @@ class Stop:
     def __init__(self, grace: float | None = 10.0) -> None:
         self.grace = grace
         self._since: float | None = None
+        self._held = self._due = False
         self._before: dict[int, Any] = {}
 
     @property
@@ -34,9 +37,28 @@ class Stop:
         return self._since is not None
 
     @property
+    def left(self) -> float | None:
+        """Seconds that running trials still have; None while nobody wants it to end."""
+        if self._since is None:
+            return None
+        return max(0.0, (self.grace or 0.0) - (time.monotonic() - self._since))
+
+    @property
     def overdue(self) -> bool:
         """Whether running trials have had their time."""
-        return self._since is not None and time.monotonic() - self._since > (self.grace or 0.0)
+        return self.left == 0.0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What is done in here is done to its end, whoever interrupts."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._due:
+            self._due = False
+            raise KeyboardInterrupt
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -55,6 +77,9 @@ class Stop:
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        if self.asked or self.grace is None:
+        if not self.asked and self.grace is not None:
+            self._since = time.monotonic()
+        elif self._held:
+            self._due = True
+        else:
             raise KeyboardInterrupt
-        self._since = time.monotonic()

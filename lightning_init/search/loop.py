@@ -7,7 +7,8 @@ goes, and ends when the work does or when the user wants it to.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +30,8 @@ class State:
         best: The best so far in a few words, `""` if there is none.
         left: Seconds until the phase ends at the present pace, None if not known yet.
         workers: What each worker does, for people.
+        stopping: Seconds that running trials still have; None while nobody wants it to end.
+        running: How many trials run.
     """
 
     phase: str
@@ -37,6 +40,8 @@ class State:
     best: str = ""
     left: float | None = None
     workers: tuple[str, ...] = ()
+    stopping: float | None = None
+    running: int = 0
 
 
 Progress = Callable[[State], None]
@@ -82,12 +87,14 @@ class Loop:
         stop: Whether the user wants it to end.
         progress: Is told how it goes.
         seen: Is shown every trial that has ended, with its outcome.
+        ahead: Whether the next trial is asked for while others run: for samplers that are slow.
     """
 
     executor: Callable[[], Executor]
     stop: Stop
     progress: Progress
     seen: Seen
+    ahead: bool = False
 
     def run(self, work: Work) -> None:
         """Run a phase to its end.
@@ -95,26 +102,34 @@ class Loop:
         Raises:
             KeyboardInterrupt: If the user wants it to end; what ran is handed back first.
         """
-        began, before = time.monotonic(), work.done
+        pace = _Pace(work.done)
         running: dict[int, Trial] = {}
+        waiting: deque[tuple[int, Trial]] = deque()
         try:
             while True:
-                while not self.stop.asked and self._can_start(work):
-                    item = work.next()
-                    if item is None:
-                        break
-                    self.executor().submit(*item)
-                    running[item[0]] = item[1]
+                while not self.stop.asked and (waiting or self._more(work)) and self._idle:
+                    with self.stop.held():
+                        item = waiting.popleft() if waiting else work.next()
+                        if item is None:
+                            break
+                        self.executor().submit(*item)
+                        running[item[0]] = item[1]
                 if not running or self.stop.overdue:
                     break
-                self._tell(work, began, before)
+                self._tell(work, pace, len(running))
+                if self._asks_ahead(work, waiting) and (item := work.next()) is not None:
+                    waiting.append(item)
                 answer = self.executor().next(work.report, _TICK)
-                if answer is not None:
-                    trial = running.pop(answer.job)
-                    work.finish(answer.job, answer)
-                    if answer.outcome is not None:
-                        self.seen(work.phase, answer.job, trial, answer.outcome)
-                    self._tell(work, began, before)
+                # A trial that ends because everything does has had no fair try.
+                if answer is not None and (answer.outcome is not None or not self.stop.asked):
+                    with self.stop.held():
+                        trial = running.pop(answer.job)
+                        work.finish(answer.job, answer)
+                        if answer.outcome is not None:
+                            self.seen(work.phase, answer.job, trial, answer.outcome)
+                    self._tell(work, pace, len(running))
+                elif answer is not None:
+                    del running[answer.job]
         except BaseException:
             work.give_up()
             raise
@@ -122,14 +137,40 @@ class Loop:
             work.give_up()
             raise KeyboardInterrupt
 
-    def _can_start(self, work: Work) -> bool:
-        """Whether a trial can be started; asks no executor where none is needed."""
-        return work.done < work.total and self.executor().idle > 0
+    @property
+    def _idle(self) -> bool:
+        return self.executor().idle > 0
 
-    def _tell(self, work: Work, began: float, before: int) -> None:
-        fresh = work.done - before
-        pace = (time.monotonic() - began) / fresh if fresh else None
-        left = None if pace is None else pace * (work.total - work.done)
-        self.progress(
-            State(work.phase, work.done, work.total, work.best, left, self.executor().doing)
-        )
+    def _more(self, work: Work) -> bool:
+        """Whether trials are left; asks no executor where none is needed."""
+        return work.done < work.total
+
+    def _asks_ahead(self, work: Work, waiting: Sequence[object]) -> bool:
+        wanted = self.ahead and not waiting and not self.stop.asked
+        return wanted and self.executor().overlaps and self._more(work)
+
+    def _tell(self, work: Work, pace: _Pace, running: int) -> None:
+        done, total = work.done, work.total
+        left, doing = pace.left(done, total), self.executor().doing
+        stopping = self.stop.left
+        self.progress(State(work.phase, done, total, work.best, left, doing, stopping, running))
+
+
+class _Pace:
+    """How long the rest takes, if it goes on as it went in this session."""
+
+    def __init__(self, done: int) -> None:
+        self._began, self._before = time.monotonic(), done
+        self._first: float | None = None
+
+    def left(self, done: int, total: int) -> float | None:
+        """Seconds, None if no trial has ended yet."""
+        now, fresh = time.monotonic(), done - self._before
+        if fresh <= 0:
+            return None
+        if self._first is None:
+            self._first, self._counted = now, fresh
+        # The first one waited for processes to start and for the data.
+        since = fresh - self._counted
+        each = (now - self._first) / since if since else (now - self._began) / fresh
+        return each * (total - done)

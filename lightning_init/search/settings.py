@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,12 @@ from jsonargparse import Namespace
 
 from lightning_init.architecture.arguments import unknown
 from lightning_init.search.budget import Budget, Goal
-from lightning_init.search.devices import devices
+from lightning_init.search.devices import cores, threads_each, visible_devices
 from lightning_init.search.evaluate import TRAIN_LOSS
 from lightning_init.search.job import ConfigError, Job
 from lightning_init.search.look import Look, look
 from lightning_init.search.objectives import Objective, parse_objectives
+from lightning_init.search.session import Workers
 from lightning_init.search.space import STRATEGY, Space
 from lightning_init.search.statistics import Mode
 from lightning_init.search.wanted import wanted
@@ -36,7 +36,7 @@ class Settings:
         objectives: What is read off each trial.
         space: What is tried.
         budget: How much, and how it is judged.
-        workers: Worker processes, 0 for none.
+        workers: Who runs the trials.
         out: The run's folder.
         storage: Its study: a file in the folder, or a database's URL.
         look: What one batch of the job has shown.
@@ -47,7 +47,7 @@ class Settings:
     objectives: tuple[Objective, ...]
     space: Space
     budget: Budget
-    workers: int
+    workers: Workers
     out: Path
     storage: str | Path
     look: Look
@@ -90,9 +90,22 @@ class Settings:
             f"Searching {goals} over {len(self.space.strategies)} "
             f"strategies{f' and {axes}' if axes else ''}: {budget.trials} trials of "
             f"{self.look.sentence(budget.steps)}; then the best {budget.top} and keep on "
-            f"{budget.confirm_seeds} fresh seeds{longer}; {self.workers} workers; "
+            f"{budget.confirm_seeds} fresh seeds{longer}; {self._where}; "
             f"{self.out}"
         )
+
+    @property
+    def _where(self) -> str:
+        """Who runs the trials, in words."""
+        count, gpus = self.workers.count, len(self.workers.devices or ())
+        if not count:
+            return "in this process"
+        each = threads_each(count)
+        threads = f"{each} thread{'s' if each > 1 else ''}"
+        workers = f"{count} worker{'s' if count > 1 else ''}"
+        if not gpus:
+            return f"{workers} of {threads}"
+        return f"{workers} on {gpus} GPU{'s' if gpus > 1 else ''}, {threads} each"
 
 
 def settings_for(job: Job, options: Namespace, name: str) -> Settings:
@@ -133,7 +146,7 @@ def settings_for(job: Job, options: Namespace, name: str) -> Settings:
         objectives=objectives,
         space=space,
         budget=Budget(**own),
-        workers=_workers(options),
+        workers=_workers(job, options),
         out=out,
         storage=options.get("storage") or out / "study.journal",
         look=seen,
@@ -172,13 +185,15 @@ def _objectives(job: Job, options: Namespace, logged: Sequence[str]) -> tuple[Ob
     return parse_objectives(options.get("objective") or [], chosen, mode or larger)
 
 
-def _workers(options: Namespace) -> int:
-    workers = options.get("workers")
-    if workers is None:
-        workers = len(devices()) or os.cpu_count() or 1
-    if workers < 0:
-        raise ConfigError(f"`--workers >= 0` must hold, but got {workers}")
-    return int(workers)
+def _workers(job: Job, options: Namespace) -> Workers:
+    gpus = visible_devices(str(job.config.get("trainer.accelerator") or "auto"))
+    count, timeout = options.get("workers"), options.get("trial_timeout")
+    isolate = bool(options.get("isolate"))
+    if count is None:
+        count = len(gpus) or cores()
+    if not count and (timeout or isolate):
+        raise ConfigError("--trial-timeout and --isolate need processes: pass --workers 1 or more")
+    return Workers(count, tuple(gpus), timeout, isolate)
 
 
 def _identity(

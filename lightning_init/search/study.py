@@ -6,9 +6,7 @@ and answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,16 +14,13 @@ import optuna
 
 from lightning_init.search.budget import Budget, Goal
 from lightning_init.search.confirm import Confirmation, fresh_seeds
-from lightning_init.search.devices import devices
-from lightning_init.search.executors import Executor, InProcess
 from lightning_init.search.finalists import HopelessError, rated
-from lightning_init.search.interrupts import Stop
 from lightning_init.search.journal import open_storage
-from lightning_init.search.loop import Loop, Progress, Seen
-from lightning_init.search.pool import Pool
+from lightning_init.search.loop import Progress, Seen
 from lightning_init.search.records import open_part, open_study, row
 from lightning_init.search.result import SearchResult
 from lightning_init.search.screening import Screening
+from lightning_init.search.session import Workers, quiet, session
 from lightning_init.search.space import Space
 from lightning_init.search.statistics import Mode
 from lightning_init.search.sweep import Sweep
@@ -49,7 +44,7 @@ def search_init(
     sampler: Literal["tpe", "gp"] = "tpe",
     pruning: bool = True,
     lr_key: str = "",
-    workers: int = 0,
+    workers: int | Workers = 0,
     storage: str | Path | None = None,
     identity: str = "",
     log: Path | None = None,
@@ -72,7 +67,7 @@ def search_init(
         sampler: `tpe`, or `gp` for 50 trials and more.
         pruning: Whether trials that train slower than half of the others are ended early.
         lr_key: The configuration key that is the learning rate, `""` for none.
-        workers: Worker processes; 0 runs trials in this one.
+        workers: Worker processes, or `Workers(...)`; 0 runs trials in this one.
         storage: A journal file or a database's URL; the same call then goes on where it ended.
         identity: What must be the same for a stored study to go on.
         log: A file for what workers print.
@@ -85,6 +80,7 @@ def search_init(
     Raises:
         ValueError: If an argument is not legal, or the storage holds another study.
         HopelessError: If every trial crashes.
+        StartError: If no worker process can be started.
         KeyboardInterrupt: If it is interrupted; what is finished is kept.
 
     Example:
@@ -100,6 +96,7 @@ def search_init(
         *(sampler, pruning, lr_key, identity),
     )
     with session(evaluate, storage, workers, log, progress, seen) as (opened, loop):
+        loop.ahead = sampler == "gp"  # it takes longer to ask than many a trial
         study = open_study(opened, budget, space)
         loop.run(Screening(study, budget, space))
         sweep = Sweep(study, budget, space, open_part(opened, "sweep", budget))
@@ -153,35 +150,6 @@ def goals_for(monitor: str | Sequence[str], mode: Mode | Sequence[Mode]) -> tupl
     return tuple(Goal(name, way) for name, way in zip(names, modes, strict=True))
 
 
-@contextmanager
-def session(
-    evaluate: Evaluate,
-    storage: str | Path | None,
-    workers: int,
-    log: Path | None,
-    progress: Progress | None,
-    seen: Seen | None,
-) -> Iterator[tuple[optuna.storages.BaseStorage, Loop]]:
-    """A storage and a loop on workers, which are started on first use and ended at the end."""
-    quiet()
-
-    @cache
-    def executor() -> Executor:  # a search that is complete starts no process
-        return Pool(evaluate, workers, devices(), log) if workers else InProcess(evaluate)
-
-    with open_storage(storage) as opened, Stop(10.0 if workers else None) as stop:
-        try:
-            yield opened, Loop(executor, stop, progress or _silent, seen or _silent)
-        finally:
-            if executor.cache_info().currsize:
-                executor().close()
-
-
-def quiet() -> None:
-    """Optuna tells every trial, which is what the progress does."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
 def _confirmation(
     opened: optuna.storages.BaseStorage, budget: Budget, sweep: Sweep
 ) -> Confirmation:
@@ -209,7 +177,3 @@ def _result(
 def _plain_space(data: Mapping[str, Any]) -> Space:
     read: Any = getattr(Space, "from_dict")  # noqa: B009
     return cast(Space, read(data))
-
-
-def _silent(*news: object) -> None:
-    del news

@@ -130,7 +130,7 @@ def test_what_the_check_lets_through_the_parser_takes(command):
     for index in (0, -1):
         given, wanted = [], {}
         for flag in FLAGS[command]:
-            text = {int: "7", float: "0.5"}.get(flag.kind, "text")
+            text = {int: "7", float: "1.5"}.get(flag.kind, "text")
             text = (flag.choices or flag.kinds or (text,))[0]
             value = True if flag.kind is bool else text if flag.kind is str else flag.kind(text)
             name = flag.spellings[index]
