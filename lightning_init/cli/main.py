@@ -82,7 +82,8 @@ def guarded(act: Callable[[], int], debug: bool = False) -> int:
         text = " ".join(str(error).split())
         kind = type(error).__name__
         # A mistake in the arguments speaks for itself; anything else says what kind it is.
-        known = isinstance(error, (ValueError, FileNotFoundError))
+        ours = type(error).__module__.startswith("lightning_init.")
+        known = ours or isinstance(error, (ValueError, FileNotFoundError))
         return _fail(text if known and text else f"{kind}: {text} (--debug shows where)")
 
 

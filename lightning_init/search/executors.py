@@ -104,9 +104,10 @@ class InProcess:
         """Nothing to stop."""
 
 
-def said_of(job: int, trial: Trial) -> str:
-    """A trial in a few words."""
-    return f"{job} {trial.spec}"
+def said_of(job: int, trial: Trial, seconds: float | None = None) -> str:
+    """A trial in a few words, the most important first."""
+    since = "" if seconds is None else f", {seconds:.0f} s"
+    return f"trial {job}{since}: {trial.spec}"
 
 
 def answer_of(

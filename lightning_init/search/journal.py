@@ -7,19 +7,25 @@ journal unreadable or slow. Both are put right here, under a lock of our own.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+from lightning_init.search.owner import BusyError, Owner
 
-class BusyError(RuntimeError):
-    """Another process is searching in the same folder."""
+__all__ = ["BusyError", "LostError", "open_storage", "repair"]
+
+
+class LostError(RuntimeError):
+    """The study's file has been taken away while it was in use."""
 
 
 @contextmanager
@@ -30,12 +36,15 @@ def open_storage(storage: str | Path | None) -> Iterator[BaseStorage]:
         storage: None, a path, or a URL with `://`.
 
     Raises:
-        BusyError: If another process has the file open for a search.
+        BusyError: If another process has it open for a search.
+        LostError: If the file is deleted or replaced meanwhile.
     """
     if storage is None:
         yield optuna.storages.InMemoryStorage()
     elif isinstance(storage, str) and "://" in storage:
-        yield optuna.storages.RDBStorage(storage)
+        database = optuna.storages.RDBStorage(storage)
+        with Owner(database):
+            yield database
     else:
         path = Path(storage)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,12 +52,41 @@ def open_storage(storage: str | Path | None) -> Iterator[BaseStorage]:
             repair(path)
             for stale in path.parent.glob(f"{path.name}.lock*"):
                 stale.unlink()
-            lock = JournalFileOpenLock(str(path), grace_period=5)
-            yield JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+            yield JournalStorage(_Backend(path))
+
+
+class _Backend(JournalFileBackend):
+    """A journal that is not begun anew, half of it, where somebody has deleted it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), lock_obj=JournalFileOpenLock(str(path), grace_period=5))
+        path.touch()
+        self._path, self._inode = path, path.stat().st_ino
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write, if the file is still the one that was opened."""
+        self._check()
+        super().append_logs(logs)
+
+    def read_logs(self, log_number_from: int) -> Any:
+        """Read, if the file is still the one that was opened."""
+        self._check()
+        return super().read_logs(log_number_from)
+
+    def _check(self) -> None:
+        try:
+            same = self._path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise LostError(
+                f"{self._path} was deleted or replaced while the search used it: put it back and "
+                "run the same command, or pass another --out to begin anew"
+            )
 
 
 def repair(path: Path) -> bool:
-    """Cut a torn last line off a journal; the file as found is kept beside it.
+    """Cut a torn last record off a journal; the file as found is kept beside it.
 
     Args:
         path: The journal; it need not exist.
@@ -57,12 +95,27 @@ def repair(path: Path) -> bool:
         Whether there was one.
     """
     data = path.read_bytes() if path.exists() else b""
-    if not data or data.endswith(b"\n"):
+    whole = data
+    while whole and not _is_whole(whole):
+        whole = whole[: whole.rstrip(b"\n").rfind(b"\n") + 1]
+    if whole and not whole.endswith(b"\n"):
+        whole += b"\n"  # nothing but the line's end was lost
+    if whole == data:
         return False
     shutil.copyfile(path, path.with_name(f"{path.name}.bak"))
-    with path.open("r+b") as file:
-        file.truncate(data.rfind(b"\n") + 1)
+    fresh = path.with_name(f"{path.name}.repaired")
+    fresh.write_bytes(whole)
+    fresh.replace(path)
     return True
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether the last line is a record."""
+    last = data.rstrip(b"\n").rpartition(b"\n")[2]
+    try:
+        return isinstance(json.loads(last), dict)
+    except ValueError:
+        return False
 
 
 @contextmanager

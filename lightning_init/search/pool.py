@@ -145,9 +145,7 @@ class Pool:
         """The trial of each worker and for how long it runs."""
         now = time.monotonic()
         return tuple(
-            ""
-            if w.job is None or w.trial is None
-            else f"{said_of(w.job, w.trial)} {now - w.since:.0f} s"
+            "" if w.job is None or w.trial is None else said_of(w.job, w.trial, now - w.since)
             for w in self._workers
         )
 

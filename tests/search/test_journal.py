@@ -1,12 +1,17 @@
 """The study's file survives kills: torn tails, left locks, second owners."""
 
 import multiprocessing as mp
+import os
+import shutil
+import socket
+import time
 from pathlib import Path
 
 import optuna
 import pytest
 
-from lightning_init.search.journal import BusyError, open_storage, repair
+from lightning_init.search.journal import BusyError, LostError, open_storage, repair
+from lightning_init.search.owner import Owner
 
 
 @pytest.fixture(autouse=True)
@@ -40,14 +45,53 @@ def test_a_journal_torn_at_any_byte_of_its_last_record_opens_again(tmp_path):
         path = tmp_path / str(end) / "study.journal"
         path.parent.mkdir()
         path.write_bytes(data[:end])
-        assert values(path) == [1.0, 2.0], end
+        # All but the line's end is a record.
+        left = [1.0, 2.0, 3.0] if end == len(data) - 1 else [1.0, 2.0]
+        assert values(path) == left, end
         add(path, 4.0, 5.0)
-        assert values(path) == [1.0, 2.0, 4.0, 5.0], end
+        assert values(path) == [*left, 4.0, 5.0], end
         backup = path.with_name("study.journal.bak")
         if end == last:
             assert not backup.exists(), "nothing was torn"
         else:
             assert backup.read_bytes() == data[:end]
+
+
+@pytest.mark.parametrize(
+    "tail", [b"\0" * 40, b"\0" * 40 + b"\n", b'{"op_code": 4, "wor\n', b"17\n"]
+)
+def test_a_tail_that_is_no_record_is_cut_off(tmp_path, tail):
+    path = tmp_path / "j"
+    add(path, 1.0, 2.0)
+    before = path.read_bytes()
+    path.write_bytes(before + tail)
+    assert repair(path)
+    assert path.read_bytes() == before
+    assert (tmp_path / "j.bak").read_bytes() == before + tail
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced", "folder"])
+def test_a_journal_that_is_taken_away_is_missed_at_once(tmp_path, how):
+    path = tmp_path / "run" / "j"
+
+    def lose(study: optuna.Study) -> None:
+        if how == "folder":
+            shutil.rmtree(path.parent)
+        else:
+            path.rename(tmp_path / "elsewhere")
+        if how == "replaced":
+            shutil.copyfile(tmp_path / "elsewhere", path)
+        study.add_trial(optuna.create_trial(value=2.0))
+
+    with open_storage(path) as storage:
+        study = study_in(storage)
+        study.add_trial(optuna.create_trial(value=1.0))
+        with pytest.raises(LostError, match=r"run.j was deleted or replaced.*--out"):
+            lose(study)
+    assert path.exists() == (how == "replaced"), "nothing is begun anew"
+    if how == "deleted":
+        (tmp_path / "elsewhere").rename(path)
+        assert values(path) == [1.0]
 
 
 def test_a_whole_journal_is_left_alone(tmp_path):
@@ -141,3 +185,50 @@ def test_a_url_is_a_database(tmp_path):
     with open_storage(url) as storage:
         assert [trial.value for trial in study_in(storage).trials] == [1.0, 2.0]
     assert (tmp_path / "study.db").exists()
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path / 'study.db'}"
+
+
+def test_a_database_has_one_owner_too(url):
+    refused = pytest.raises(BusyError, match=rf"process {os.getpid()} on .*--storage")
+    with open_storage(url), refused, open_storage(url):
+        pass
+    with open_storage(url) as storage:  # it has been given back
+        assert study_in(storage).trials == []
+
+
+@pytest.mark.parametrize(
+    ("host", "pid", "age", "free"),
+    [
+        (socket.gethostname(), 2**22 + 1, 1.0, True),  # no such process
+        (socket.gethostname(), os.getppid(), 1.0, False),
+        (socket.gethostname(), os.getppid(), 90.0, True),  # its number is another's now
+        ("elsewhere", 1, 1.0, False),
+        ("elsewhere", 1, 90.0, True),
+    ],
+)
+def test_an_owner_that_is_gone_does_not_keep_a_database(url, host, pid, age, free):
+    with open_storage(url) as storage:
+        record = {"who": "x", "host": host, "pid": pid, "time": time.time() - age}
+        held = storage.get_study_id_from_name("owner")
+    storage.set_study_user_attr(held, "owner", record)
+    if free:
+        with open_storage(url):
+            pass
+        return
+    with pytest.raises(BusyError), open_storage(url):
+        pass
+    assert storage.get_study_user_attrs(held)["owner"] == record, "left as it is"
+
+
+def test_an_owner_gives_signs_of_life(url, monkeypatch):
+    monkeypatch.setattr("lightning_init.search.owner._BEAT", 0.01)
+    storage = optuna.storages.RDBStorage(url)
+    with Owner(storage) as owner:
+        first = owner._record()["time"]
+        end = time.monotonic() + 60
+        while owner._record()["time"] == first:
+            assert time.monotonic() < end
