@@ -129,7 +129,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--confirm-seeds", "fresh paired seeds", int, 5, least=2, group=_BUDGET),
         Flag(
             "--confirm-steps",
-            "training steps of a confirmation run, at least --steps (--steps)",
+            "training steps of a confirmation run (3 times --steps, at most your job's)",
             int,
             least=1,
             group=_BUDGET,
@@ -200,7 +200,29 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--storage", "a database instead of the run's own file", group=_RUN, shows="URL"),
         Flag("--out", "run folder (lightning_init_runs/<config name>)", group=_RUN, shows="FOLDER"),
     ),
+    "report": (
+        Flag("run", "its folder, lightning_init_runs/NAME"),
+        Flag("--out", "the page (RUN/report.html)", shows="FILE.html"),
+        Flag("--storage", "the database, where the search was not kept in RUN", shows="URL"),
+    ),
 }
+
+_SHARED = (
+    *("--monitor", "--objective", "--mode", "--workers", "--storage", "--out"),
+    *("--trial-timeout", "--isolate", "--cli"),
+)
+FLAGS["compare"] = (
+    Flag(
+        "specs",
+        "a strategy's name, an init spec's file, or an overlay such as best.yaml",
+        many=True,
+    ),
+    Flag("--seeds", "fresh paired seeds", int, 8, least=2, group=_BUDGET),
+    Flag(
+        "--steps", "training steps of a run (max_steps, at most 200)", int, least=1, group=_BUDGET
+    ),
+    *(flag for flag in FLAGS["search"] if flag.name in _SHARED),
+)
 
 
 def add_flags(parser: Any, command: str) -> None:
@@ -217,8 +239,10 @@ def add_flags(parser: Any, command: str) -> None:
         literal: Any = Literal  # of choices that are known only when the program runs
         kind: Any = literal[flag.choices] if flag.choices else flag.kind
         more: dict[str, Any] = {"default": flag.default}
-        if flag.by_position:
-            more["nargs"] = "+" if flag.many else "?"
+        if flag.by_position and flag.many:
+            more = {"nargs": "+"}  # the parser asks for at least one, so there is no default
+        elif flag.by_position:
+            more["nargs"] = "?"
         elif flag.many:
             more = {"action": "append"}
         elif flag.default is None:

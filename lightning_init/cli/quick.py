@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,11 @@ def help_of(command: str, about: str, prog: str = "lightning-init") -> str:
     )
     parser = argparse.ArgumentParser(
         prog=f"{prog} {command}",
-        usage=f"{prog} {command}{by_position}{given} [options]",
+        usage=textwrap.fill(
+            f"{prog} {command}{by_position}{given} [options]",
+            _columns() - len("usage: "),
+            subsequent_indent=" " * len("usage: "),
+        ),
         description=f"{about[:1].upper()}{about[1:]}.",
         formatter_class=_Formatter,
         add_help=False,
@@ -113,8 +118,11 @@ def help_of(command: str, about: str, prog: str = "lightning-init") -> str:
 
 class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
-        width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
-        super().__init__(prog, max_help_position=28, width=max(40, width))
+        super().__init__(prog, max_help_position=28, width=_columns())
+
+
+def _columns() -> int:
+    return max(40, min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns))
 
 
 class _Tokens:

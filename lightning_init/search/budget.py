@@ -62,6 +62,20 @@ class Budget:
                 f"`confirm_steps >= steps` must hold, but got {self.confirm_steps} < {self.steps}"
             )
 
+    @staticmethod
+    def longer(steps: int, job_steps: int | None) -> int:
+        """Three times the steps of a trial, but no more than the job itself has.
+
+        Args:
+            steps: Of a trial.
+            job_steps: Of the user's own job, None if it is not known.
+
+        Example:
+            >>> Budget.longer(200, None), Budget.longer(200, 450), Budget.longer(200, 100)
+            (600, 450, 200)
+        """
+        return max(steps, 3 * steps if job_steps is None else min(3 * steps, job_steps))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; `from_dict` reads it."""
         return asdict(self)

@@ -1,8 +1,10 @@
 """Ends trials that train slower than half of the others did, and no slow starter.
 
 What is compared is the reported training loss, smaller is better whatever the goal; the rule is
-Optuna's `MedianPruner`. Only healthy trials and those ended here count as the others, the latter as
-far as they came: a bar made of survivors only would rise by itself.
+Optuna's `MedianPruner`, but a trial must be a quarter of its steps behind: late in a search the
+others are good as well, and the bar would cut among equals. Only healthy trials and those ended
+here count as the others, the latter as far as they came: a bar made of survivors only would rise by
+itself.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 PRUNED = "pruned"  # the reason of a trial that was ended here begins so
 _FIRST = 10  # trials before any is ended: Optuna's samplers draw at random until then
-_WARM = 0.5  # share of the steps in which none is ended
+_LEAST = 5  # others that reported at the same step
+_WARM = 0.25  # share of the steps in which none is ended
+_LAG = 0.25  # share of its steps that a trial must be behind
 
 
 class SlowPruner:
@@ -30,9 +34,8 @@ class SlowPruner:
         self._others = optuna.create_study(
             storage=optuna.storages.InMemoryStorage(), direction="minimize"
         )
-        self._pruner = optuna.pruners.MedianPruner(
-            n_startup_trials=_FIRST, n_warmup_steps=int(_WARM * steps)
-        )
+        self._pruner = optuna.pruners.MedianPruner(n_startup_trials=_FIRST, n_min_trials=_LEAST)
+        self._warm = _WARM * steps
         for trial in done:
             self.learn(trial)
 
@@ -45,6 +48,16 @@ class SlowPruner:
             self._others.add_trial(optuna.create_trial(value=last, intermediate_values=losses))
 
     def slow(self, losses: Mapping[int, float]) -> bool:
-        """Whether a running trial's best loss so far is above the median of the others'."""
-        running = optuna.create_trial(state=TrialState.RUNNING, intermediate_values=dict(losses))
+        """Whether a running trial's best loss is worse than the others' median was long before.
+
+        Args:
+            losses: What it has reported, by step.
+        """
+        now = max(losses)
+        before = [step for step in losses if step <= (1 - _LAG) * now]
+        if now < self._warm or not before:
+            return False
+        running = optuna.create_trial(
+            state=TrialState.RUNNING, intermediate_values={max(before): min(losses.values())}
+        )
         return self._pruner.prune(self._others, running)

@@ -31,10 +31,7 @@ class OtherStudyError(ValueError):
 def open_study(storage: optuna.storages.BaseStorage, budget: Budget, space: Space) -> optuna.Study:
     """The screening: what was lost is queued again, the recipes come first."""
     study = open_part(storage, "search", budget)
-    kept = {"budget": budget.to_dict()}
-    if plain := getattr(space, "to_dict", None):
-        kept["space"] = plain()
-    for name, data in kept.items():
+    for name, data in (("budget", budget.to_dict()), ("space", space.to_dict())):
         if study.user_attrs.get(name) != json.loads(json.dumps(data)):
             study.set_user_attr(name, data)
     requeue_running(study)  # their process is gone: this one owns the study now

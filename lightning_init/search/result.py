@@ -29,6 +29,8 @@ from lightning_init.strategies.spec import InitSpec
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+FILES = ("best.yaml", "results.json", "report.html")
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -159,7 +161,7 @@ class SearchResult:
     def heads(self, goal: int = 0) -> tuple[str, ...]:
         """The heads of `rows`."""
         name = self.goals[goal].name
-        return ("init", f"{name}, mean ± sd", "better than keep by [95 %]", "P", "failed")
+        return ("init", f"{name}, mean ± sd", "better by [95 %]", "P", "failed")
 
     def rows(self, goal: int = 0) -> list[tuple[str, ...]]:
         """The confirmed candidates and `keep` as text, for one goal.
@@ -223,24 +225,26 @@ class SearchResult:
 
         return read_back(folder, storage)
 
-    def save(self, folder: str | Path) -> None:
-        """Write `best.yaml`, `results.json` and `report.html`.
+    def save(self, folder: str | Path, names: Sequence[str] = FILES) -> None:
+        """Write the winner, all the numbers, and the page.
 
         Args:
             folder: Made if it does not exist.
+            names: What the three files are called; `""` leaves one out.
         """
         from lightning_init.search.overview import Overview
         from lightning_init.search.page import page
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "best.yaml"
-        path.write_text(overlay.text(self, path), encoding="utf-8")
+        winner, numbers, shown = names
+        if winner:
+            path = folder / winner
+            path.write_text(overlay.text(self, path), encoding="utf-8")
         results = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        (folder / "results.json").write_text(results, encoding="utf-8")
-        (folder / "report.html").write_text(
-            page(Overview.of(self, folder), folder.name), encoding="utf-8"
-        )
+        (folder / numbers).write_text(results, encoding="utf-8")
+        text = page(Overview.of(self, folder), folder.name)
+        (folder / shown).write_text(text, encoding="utf-8")
 
 
 def _stability(

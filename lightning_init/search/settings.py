@@ -17,14 +17,12 @@ from lightning_init.search.devices import cores, threads_each, visible_devices
 from lightning_init.search.evaluate import TRAIN_LOSS
 from lightning_init.search.job import ConfigError, Job
 from lightning_init.search.look import Look, look
-from lightning_init.search.objectives import Objective, parse_objectives
+from lightning_init.search.objectives import Objective, parse_objectives, usual_mode
 from lightning_init.search.session import Workers
 from lightning_init.search.space import STRATEGY, Space
-from lightning_init.search.statistics import Mode
 from lightning_init.search.wanted import wanted
 
 _STEPS = 200
-_LARGER = ("acc", "auc", "auroc", "f1", "precision", "recall", "iou", "dice", "r2", "bleu")
 
 
 @dataclass(frozen=True)
@@ -161,13 +159,13 @@ def vars_of(budget: Budget) -> dict[str, Any]:
 
 def _budget(seen: Look, options: Namespace) -> Budget:
     default = min(_STEPS, seen.job_steps or _STEPS)
-    steps = options.get("steps")
+    steps = options.get("steps") or default
     return Budget(
         trials=options.get("trials", 40),
-        steps=default if steps is None else steps,
+        steps=steps,
         seed=options.get("seed", 0),
         confirm_seeds=options.get("confirm_seeds", 5),
-        confirm_steps=options.get("confirm_steps") or 0,
+        confirm_steps=options.get("confirm_steps") or Budget.longer(steps, seen.job_steps),
         sampler=options.get("sampler", "tpe"),
         pruning=not options.get("no_pruning", False),
     )
@@ -181,8 +179,7 @@ def _objectives(job: Job, options: Namespace, logged: Sequence[str]) -> tuple[Ob
         chosen = "val_loss" if "val_loss" in logged else TRAIN_LOSS
     if chosen not in (*logged, TRAIN_LOSS):
         raise ConfigError(f"--monitor: {unknown('metric', chosen, logged)} (the module logs these)")
-    larger: Mode = "max" if any(part in chosen.lower() for part in _LARGER) else "min"
-    return parse_objectives(options.get("objective") or [], chosen, mode or larger)
+    return parse_objectives(options.get("objective") or [], chosen, mode or usual_mode(chosen))
 
 
 def _workers(job: Job, options: Namespace) -> Workers:

@@ -6,9 +6,9 @@ and answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import optuna
 
@@ -128,7 +128,7 @@ def read_back(folder: str | Path, storage: str | None = None) -> SearchResult:
         if not {"budget", "space"} <= study.user_attrs.keys():
             raise ValueError(f"the search in {folder} has not begun: {again}")
         budget = Budget.from_dict(study.user_attrs["budget"])
-        space = _plain_space(study.user_attrs["space"])
+        space = Space.from_dict(study.user_attrs["space"])
         try:
             sweep = Sweep(study, budget, space, open_part(opened, "sweep", budget))
             confirmation = _confirmation(opened, budget, sweep)
@@ -172,8 +172,3 @@ def _result(
         rates=sweep.rates,
         rate_key=budget.lr_key if rated(budget, space) else "",
     )
-
-
-def _plain_space(data: Mapping[str, Any]) -> Space:
-    read: Any = getattr(Space, "from_dict")  # noqa: B009
-    return cast(Space, read(data))

@@ -72,7 +72,13 @@ def _whose(result: SearchResult) -> Iterator[str]:
     decision = result.decision
     beaten, rate, init = decision.beaten, decision.rate, decision.init
     key = result.rate_key
-    if not key or beaten is None:
+    if beaten is None:
+        return
+    if not key:
+        own = result.baseline.config
+        other = [name for name, value in beaten.config.items() if own.get(name) != value]
+        if other:
+            yield f"{beaten.label} also sets {', '.join(other)}: part of the gain may be theirs"
         return
     same = beaten.config.get(key) == result.baseline.config.get(key)
     if rate is None:
