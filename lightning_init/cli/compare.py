@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with Live(console) as live:
             result = compare_specs(
-                JobEvaluate(settings.config, settings.objectives, job.cli),
+                JobEvaluate(settings.config, settings.objectives, job.cli, settings.look.ready),
                 [(spec, config) for _, spec, config in specs],
                 seeds=seeds,
                 steps=steps,
