@@ -172,9 +172,11 @@ class _Front(LightningCLI):
                 before()
             self.trainer.loggers = []
             _without_files(self.model)
+            return self.model, self.datamodule, self.trainer
         finally:
-            self.config, self.trainer_class = pristine, self.real
-        return self.model, self.datamodule, self.trainer
+            self.config, self.trainer_class, self.ours = pristine, self.real, ()
+            for name in ("model", "datamodule", "trainer", "config_init"):
+                vars(self).pop(name, None)  # a trial's model is gone with the trial
 
     @property
     def inner(self) -> Namespace:
