@@ -237,7 +237,8 @@ def scheme(spec: InitSpec) -> str:
         >>> scheme(rescale(InitSpec("lsuv"), {"all": 2.0})), scheme(InitSpec("chain"))
         ('lsuv', 'chain')
     """
-    steps = spec.params.get("steps", ()) if spec.strategy == "chain" else ()
+    chained: Sequence[InitSpec] = spec.params.get("steps", ())
+    steps = chained if spec.strategy == "chain" else []
     below = len(steps) == 2 and steps[1].strategy == "rescaled"
     return steps[0].strategy if below else spec.strategy
 
