@@ -23,7 +23,8 @@ from scipy.stats import t as student
 
 from benchmarks.search_tasks import Fit, run, tasks
 
-PACKAGE = Path(__file__).parents[1] / "lightning_init"
+ROOT = Path(__file__).parents[1]
+PACKAGE, PAGE = ROOT / "lightning_init", ROOT / "docs" / "search.md"
 
 
 def mean(values: Sequence[float]) -> float:
@@ -84,3 +85,10 @@ def cached(fits: Iterable[Fit], cache: Path, workers: int = 0) -> dict[Fit, floa
         fit: worst[fit.task] if metric is None else min(metric, worst[fit.task])
         for fit, metric in found.items()
     }
+
+
+def write(name: str, text: str, page: Path = PAGE) -> None:
+    """Replace what stands between the markers of that name."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    head, rest = page.read_text().split(begin)
+    page.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}")

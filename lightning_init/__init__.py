@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lightning_init.search.space import Space as Space
     from lightning_init.search.study import search_init as search_init
     from lightning_init.search.trial import Outcome as Outcome, Trial as Trial
+    from lightning_init.search.tuner import InitTuner as InitTuner
     from lightning_init.strategies.apply import (
         apply_ as apply_,
         calibrate_ as calibrate_,
@@ -73,6 +74,7 @@ _HOMES = {
     "detector": "health.registry",
     "Report": "health.report",
     "shallow_baseline": "health.shallow",
+    "InitTuner": "search.tuner",
     "Outcome": "search.trial",
     "Trial": "search.trial",
     "compare_specs": "search.compare",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import rescue
+from examples import rescue, tuner
 
 
 @pytest.mark.slow
@@ -13,4 +13,18 @@ def test_a_rescued_network_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     trainer, callback = rescue.main()
     assert callback.report is not None
     assert [attempt.findings == () for attempt in callback.report.attempts] == [False, True]
+    assert float(trainer.callback_metrics["val_acc"]) > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning",
+)
+def test_the_tuner_finds_an_init_with_which_the_network_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer, found = tuner.main()
+    assert found.suggestion() is not None
+    assert found.monitor == "val_acc"
     assert float(trainer.callback_metrics["val_acc"]) > 0.5

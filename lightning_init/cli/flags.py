@@ -185,6 +185,11 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--storage", "a database instead of the run's own file", group=_RUN, shows="URL"),
         Flag("--out", "run folder (lightning_init_runs/<config name>)", group=_RUN, shows="FOLDER"),
     ),
+    "report": (
+        Flag("run", "its folder, lightning_init_runs/NAME"),
+        Flag("--out", "the page (RUN/report.html)", shows="FILE.html"),
+        Flag("--storage", "the database, where the search was not kept in RUN", shows="URL"),
+    ),
 }
 
 _SHARED = (

@@ -13,6 +13,7 @@ from lightning_init.search.isolated import isolated
 from lightning_init.search.job import Job
 from lightning_init.search.objectives import Objective
 from lightning_init.search.own_cli import Recipe
+from lightning_init.search.prepared import Prepared
 from lightning_init.search.readout import TRAIN_LOSS
 from lightning_init.search.trial import Outcome, Report, Trial
 
@@ -28,22 +29,31 @@ class JobEvaluate:
         objectives: What to read off each trial; the first is the metric. The monitor
             `train_loss_end` is the mean training loss of the last tenth of the steps.
         cli: The user's own LightningCLI: `module:function`, or how it is made; `""` for none.
+        ready: Data whose `prepare_data` has been run, `Look.ready`: it runs once in all.
     """
 
     config: dict[str, Any]
     objectives: tuple[Objective, ...]
     cli: str | Recipe = ""
+    ready: tuple[str, ...] = ()
     _job: Job | None = field(default=None, repr=False, compare=False)
+    _prepared: Prepared | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_job": None}
+        return {**self.__dict__, "_job": None, "_prepared": None}
 
     def __call__(self, trial: Trial, report: Report) -> Outcome:
         """Fit a fresh model for a few steps and read its objectives."""
         job = self._job = self._job or Job(self.config, cli=self.cli)
+        prepared = self._prepared = self._prepared or Prepared(self.ready)
 
         def build(seed: int, callbacks: Sequence[pl.Callback], settings: Mapping[str, Any]) -> Made:
-            return job.build(seed, trial.config, callbacks, **settings)
+            made = job.build(seed, trial.config, callbacks, **settings)
+            prepared.take(made[1], seed)
+            return made
 
         with isolated():
-            return short_fit(build, trial, report, self.objectives)
+            try:
+                return short_fit(build, trial, report, self.objectives)
+            finally:
+                prepared.settle()

@@ -83,13 +83,13 @@ def short_fit(
         "findings": [f.to_dict() for f in gate.report.findings] if gate.report else [],
         "calibration": _calibration(gate),
         "lr": [list(point) for point in curve.rates],
-        **readout.info,
     }
     outcome = Outcome(None, curve.points, curve.reason, info=info)
     if not curve.reason:
         for size in {int(o.value or 0) for o in objectives if o.kind == "ensemble"}:
             readout.together[size] = _together(build, trial, model, size)
         found, reason = readout.values(marks.found)
+        info.update(readout.info)
         outcome = replace(
             outcome,
             metric=found[0] if found else None,

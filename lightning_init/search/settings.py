@@ -18,14 +18,12 @@ from lightning_init.search.evaluate import TRAIN_LOSS
 from lightning_init.search.job import ConfigError, Job
 from lightning_init.search.keys import dotted_keys
 from lightning_init.search.look import Look, look
-from lightning_init.search.objectives import Objective, parse_objectives
+from lightning_init.search.objectives import Objective, parse_objectives, usual_mode
 from lightning_init.search.session import Workers
 from lightning_init.search.space import STRATEGY, Axis, Space, around, parse_axis
-from lightning_init.search.statistics import Mode
 from lightning_init.strategies.spec import InitSpec
 
 _STEPS = 200
-_LARGER = ("acc", "auc", "auroc", "f1", "precision", "recall", "iou", "dice", "r2", "bleu")
 
 
 @dataclass(frozen=True)
@@ -211,8 +209,7 @@ def _objectives(job: Job, options: Namespace, logged: Sequence[str]) -> tuple[Ob
         chosen = "val_loss" if "val_loss" in logged else TRAIN_LOSS
     if chosen not in (*logged, TRAIN_LOSS):
         raise ConfigError(f"--monitor: {unknown('metric', chosen, logged)} (the module logs these)")
-    larger: Mode = "max" if any(part in chosen.lower() for part in _LARGER) else "min"
-    return parse_objectives(options.get("objective") or [], chosen, mode or larger)
+    return parse_objectives(options.get("objective") or [], chosen, mode or usual_mode(chosen))
 
 
 def _workers(job: Job, options: Namespace) -> Workers:

@@ -141,6 +141,13 @@ class Space:
         factors = {part: values[f"scale.{part}"] for part in self.scales}
         return rescale(base, {part: factor for part, factor in factors.items() if factor != 1})
 
+    def used(self, values: Mapping[str, Any]) -> frozenset[str]:
+        """The axes that a point depends on; the others are suggested, and ignored."""
+        name = values[STRATEGY]
+        own = {self._axis_name(name, parameter) for parameter in self._searched(name)}
+        scales = () if name == "keep" else (f"scale.{part}" for part in self.scales)
+        return frozenset({STRATEGY, *own, *scales, *self.config})
+
     def gated(self, values: Mapping[str, Any]) -> bool:
         """Whether an unhealthy start ends this trial: not what everything is compared with."""
         return self.spec(values) not in (InitSpec("keep"), InitSpec("auto"))
