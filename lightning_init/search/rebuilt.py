@@ -52,7 +52,9 @@ def rebuilt(folder: str | Path, storage: str | None = None) -> Iterator[Overview
 def _overview(folder: Path, copy: Path, storage: str | None) -> Overview:
     opened = _open(copy / JOURNAL, storage)
     if "search" not in {one.study_name for one in opened.get_all_studies()}:
-        raise ValueError(f"no search has begun in {folder}")
+        raise ValueError(
+            f"no search has begun in {folder}; a comparison there has its page in compare.html"
+        )
     study = optuna.load_study(study_name="search", storage=opened)
     if not {"budget", "space"} <= study.user_attrs.keys():
         raise ValueError(f"the search in {folder} has not begun: start it again")

@@ -83,7 +83,8 @@ class Space:
         put(self, "strategies", tuple(names))
         put(self, "config", dict(self.config))
         put(self, "fixed", {name: fixed[name] for name in names if name in fixed})
-        put(self, "scales", {part: axis.at(1.0) for part, axis in self.scales.items()})
+        scales = {part: _narrowed("rescaled", "scale", axis) for part, axis in self.scales.items()}
+        put(self, "scales", {part: axis.at(1.0) for part, axis in scales.items()})
         ranges: dict[str, dict[str, Axis]] = {}
         for key, own in self.ranges.items():
             if (name := get(key).name) not in names or name in fixed:
