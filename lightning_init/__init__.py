@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from lightning_init.health.report import Report as Report
     from lightning_init.health.shallow import shallow_baseline as shallow_baseline
     from lightning_init.search.axis import Axis as Axis
+    from lightning_init.search.board import Board as Board
     from lightning_init.search.compare import compare_specs as compare_specs
     from lightning_init.search.result import SearchResult as SearchResult
     from lightning_init.search.session import Workers as Workers
     from lightning_init.search.space import Space as Space
     from lightning_init.search.study import search_init as search_init
     from lightning_init.search.trial import Outcome as Outcome, Trial as Trial
+    from lightning_init.search.tuner import InitTuner as InitTuner
     from lightning_init.strategies.apply import (
         apply_ as apply_,
         calibrate_ as calibrate_,
@@ -73,9 +75,11 @@ _HOMES = {
     "detector": "health.registry",
     "Report": "health.report",
     "shallow_baseline": "health.shallow",
+    "InitTuner": "search.tuner",
     "Outcome": "search.trial",
     "Trial": "search.trial",
     "compare_specs": "search.compare",
+    "Board": "search.board",
     "SearchResult": "search.result",
     "Axis": "search.axis",
     "Space": "search.space",

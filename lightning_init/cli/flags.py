@@ -139,7 +139,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--no-pruning", "let slow trials run to their end", bool, group=_BUDGET),
         Flag(
             "--strategies",
-            "names, or files with an init spec, with commas; keep is always in",
+            "names, or files with an init spec, with commas; keep and auto are always in "
+            "(those that apply to your model)",
             group=_SPACE,
             shows="A,B,...",
         ),
@@ -149,6 +150,20 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             many=True,
             group=_SPACE,
             shows="KEY=...",
+        ),
+        Flag(
+            "--scale",
+            "factor on std: all, head, residual, embedding, ...; =LOW:HIGH[:log] or =a,b,c "
+            "(0.1:10:log); repeatable",
+            many=True,
+            group=_SPACE,
+            shows="PART",
+        ),
+        Flag(
+            "--space",
+            "a YAML file with strategies, axes and scales; the options above go before it",
+            group=_SPACE,
+            shows="FILE",
         ),
         Flag("--lr-key", "the learning rate's key (found if single)", group=_SPACE, shows="KEY"),
         Flag(
@@ -184,6 +199,11 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--isolate", "a fresh process for each trial", bool, group=_RUN),
         Flag("--storage", "a database instead of the run's own file", group=_RUN, shows="URL"),
         Flag("--out", "run folder (lightning_init_runs/<config name>)", group=_RUN, shows="FOLDER"),
+    ),
+    "report": (
+        Flag("run", "its folder, lightning_init_runs/NAME"),
+        Flag("--out", "the page (RUN/report.html)", shows="FILE.html"),
+        Flag("--storage", "the database, where the search was not kept in RUN", shows="URL"),
     ),
 }
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "plan": "what would happen to every tensor, and why; changes nothing",
     "audit": "one batch forward and backward; exit code 1 on an error",
     "search": "find the best init by short trials; resumable",
+    "report": "one HTML file with the plots of a run, also while it goes on",
     "compare": "given inits against the model as it is, paired, on fresh seeds",
 }
 _USAGE = "usage: lightning-init <command> [options] [--debug]"

@@ -87,8 +87,9 @@ def summary(result: SearchResult, goal: int = 0) -> Table:
     grid = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     first, *others = result.heads(goal)
     grid.add_column(first, overflow="fold")
-    for head in others:
-        grid.add_column(head, justify="right")
+    for head in others:  # numbers stay in one piece, names of inits are folded
+        lines = head.replace(", ", ",\n").replace(" keep", "\nkeep")
+        grid.add_column(lines, justify="right", no_wrap=len(head) < 40, overflow="fold")
     for row in result.rows(goal):
         grid.add_row(*row)
     return grid

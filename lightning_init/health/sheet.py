@@ -25,7 +25,7 @@ break-inside:avoid}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.85rem;font-variant-numeric:tabular-nums}
 th,td{padding:.15rem .5rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
-th:first-child,td:first-child,td.said{text-align:left}thead th{border-bottom:2px solid #999}
+th:first-child,td:first-child,th.said,td.said{text-align:left}thead th{border-bottom:2px solid #999}
 tr.error td{background:#fdf3f2}tr.warning td{background:#fdf8ef}
 code{background:#f0f0f0;padding:.05rem .3rem}
 pre{background:#f0f0f0;padding:.6rem .8rem;overflow-x:auto}
@@ -34,7 +34,8 @@ pre{background:#f0f0f0;padding:.6rem .8rem;overflow-x:auto}
 .tall{max-height:36rem;overflow-y:auto}.tall thead th{position:sticky;top:0;background:#fff}
 table.sorted th{cursor:pointer}th[aria-sort=ascending]::after{content:" ▲"}
 th[aria-sort=descending]::after{content:" ▼"}
-table.said td.said,.facts td{white-space:normal;overflow-wrap:anywhere}.facts{width:auto}
+table.said td.said{white-space:normal;overflow-wrap:break-word;min-width:9rem}
+.facts td{white-space:normal;overflow-wrap:anywhere}.facts{width:auto}
 .facts th,.facts td{text-align:left;vertical-align:top}
 summary{cursor:pointer}details p{margin:.4rem 0}
 @media(max-width:40rem){body{padding:0 .7rem;margin:1rem auto}h1{font-size:1.5rem}}
@@ -44,7 +45,9 @@ border-left-width:5px}}
 _DRAW = """
 for (const one of document.querySelectorAll(".figure")) {
   const figure = JSON.parse(one.querySelector("script").textContent);
-  Plotly.newPlot(one, figure.data, figure.layout, {responsive: true, displaylogo: false});
+  const config = {responsive: true, displaylogo: false, ...figure.config};
+  if (innerWidth < 640) config.displayModeBar = false;
+  Plotly.newPlot(one, figure.data, figure.layout, config);
 }
 """
 

@@ -3,75 +3,86 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_init.health.figures import COLORS, Figure, layout_of
 from lightning_init.search.candidates import Candidate, Run
-from lightning_init.search.plots import scale_of
+from lightning_init.search.plots import log_scale, plain, scale_of
 from lightning_init.search.result import SearchResult
-from lightning_init.search.statistics import compare
+from lightning_init.search.statistics import Comparison, Mode
+from lightning_init.search.sweep import Rates
 
 _KEEP = "#555555"
-_FAILED = "#B2182B"
+FAILED = "#B2182B"
+_DASHES = ("solid", "dash", "dot", "dashdot")  # what is alike is still seen to be two
 _WIDE = 40  # characters of a label beside an axis
 _NEAR = 0.05  # of the best: as good, to the eye
-Rates = Mapping[str, Sequence[tuple[float, float | None]]]
+Point = tuple[float, str, str]  # x, the row, what is said of it
 
 
-def forest(result: SearchResult) -> Figure | None:
-    """Each candidate's paired difference to `keep`: interval, mean, a dot per seed."""
-    rows = list(zip(result.candidates, result.comparisons, strict=True))[::-1]
-    gains = {one.number: paired(one, result.baseline, result.mode) for one in result.candidates}
-    known = [gain for ours in gains.values() for _, gain in ours if gain is not None]
+def forest(result: SearchResult, goal: int = 0) -> Figure | None:
+    """Each candidate's paired difference to `keep`: interval, mean, a dot per seed.
+
+    Args:
+        result: What was confirmed.
+        goal: Which goal, from 0.
+    """
+    name, mode = result.goals[goal].name, result.goals[goal].mode
+    rows = [
+        (
+            wrapped(f"{index}.\u00a0{one.label}"),
+            found[goal],
+            paired(one, result.baseline, mode, goal),
+        )
+        for index, (one, found) in enumerate(
+            zip(result.candidates, result.versus_keep, strict=True), 1
+        )
+    ][::-1]
+    known = [gain for *_, pairs in rows for _, gain in pairs if gain is not None]
     if not known:
         return None
-    ends = [end for _, c in rows for end in (c.low, c.high) if math.isfinite(end)]
+    ends = [end for _, c, _ in rows for end in (c.low, c.high) if math.isfinite(end)]
     low, high = min([0.0, *known, *ends]), max([0.0, *known, *ends])
-    beside = low - 0.06 * (high - low)
-    names = [f"{index}. {cut(one.label)}" for index, (one, _) in enumerate(rows[::-1], 1)][::-1]
-    data: list[dict[str, Any]] = []
-    dots: list[tuple[float, str, str]] = []
-    failed: list[tuple[float, str, str]] = []
-    for name, (one, _) in zip(names, rows, strict=True):
-        for run, gain in gains[one.number]:
+    beside = low - 0.06 * (high - low or 1.0)
+    dots: list[Point] = []
+    failed: list[Point] = []
+    for said, _, pairs in rows:
+        for run, gain in pairs:
             if gain is not None:
-                dots.append((gain, name, f"seed {run.seed}: {gain:+.4g}"))
+                dots.append((gain, said, f"seed {run.seed}: {gain:+.4g}"))
             else:
-                failed.append((beside, name, f"seed {run.seed}: {_why(run)}"))
-    data.append(_points(dots, "one seed", {"color": COLORS[5], "size": 7, "opacity": 0.8}))
-    means = [(c.gain, name, c) for name, (_, c) in zip(names, rows, strict=True)]
-    means = [item for item in means if math.isfinite(item[0])]
-    margin = [item[2].high - item[0] if math.isfinite(item[2].high) else 0.0 for item in means]
-    line = _points(
-        [(gain, name, f"mean {gain:+.4g} [{c.low:+.3g}, {c.high:+.3g}]") for gain, name, c in means],
-        "mean and interval", {"color": "#222222", "size": 10, "symbol": "diamond"},
-    )  # fmt: skip
-    line["error_x"] = {"type": "data", "array": margin, "thickness": 2, "width": 6}
-    data.append(line)
+                failed.append((beside, said, f"seed {run.seed}: {_why(run)}"))
+    ring = {"color": "#ffffff", "width": 1}
+    data = [
+        _intervals([(said, c) for said, c, _ in rows], "mean and interval"),
+        _points(dots, "one seed", {"color": COLORS[5], "size": 7, "line": ring}),
+    ]
     if failed:
-        marker = {"color": _FAILED, "size": 9, "symbol": "x"}
+        marker = {"color": FAILED, "size": 9, "symbol": "x"}
         data.append(_points(failed, "no pair: it or keep failed", marker))
-    layout = layout_of(f"better than keep by ({result.monitor}) →", "", {})
+    layout = layout_of(f"gain over keep in {plain(name)} →", "", {})
+    order = [said for said, *_ in rows]
     layout["yaxis"] |= {
         "type": "category",
-        "categoryarray": names,
+        "categoryarray": order,
         "range": [-0.6, len(rows) - 0.4],
     }
-    layout["shapes"] = [_zero()]
-    layout["height"] = 170 + 42 * len(rows)
+    layout |= {"shapes": [_zero()], "height": 170 + 42 * len(rows)}
     return {"data": data, "layout": layout}
 
 
-def paired(one: Candidate, other: Candidate, mode: str) -> list[tuple[Run, float | None]]:
+def paired(
+    one: Candidate, other: Candidate, mode: Mode, goal: int = 0
+) -> list[tuple[Run, float | None]]:
     """How much better each run is than the other's on its seed; None if either has no metric."""
     sign = -1.0 if mode == "min" else 1.0
-    theirs = {run.seed: run.metric for run in other.runs}
+    theirs = {run.seed: run.value(goal) for run in other.runs}
     found: list[tuple[Run, float | None]] = []
     for run in one.runs:
-        base = theirs.get(run.seed)
-        known = run.metric is not None and base is not None
-        found.append((run, sign * (run.metric - base) if known else None))  # type: ignore[operator]
+        mine, base = run.value(goal), theirs.get(run.seed)
+        found.append((run, None if mine is None or base is None else sign * (mine - base)))
     return found
 
 
@@ -81,8 +92,7 @@ def curves(result: SearchResult) -> Figure | None:
     everyone = [result.baseline, *result.candidates]
     for index, one in enumerate(everyone):
         color = _KEEP if index == 0 else COLORS[(index - 1) % len(COLORS)]
-        name = cut(one.label) if index else f"keep{'' if one.label == 'keep' else _as(one)}"
-        data += _band(one, name, f"{index}", color)
+        data += _band(one, cut(one.label), f"{index}", {"color": color, "dash": _DASHES[index % 4]})
     points = [y for line in data for y in line["y"] if y is not None]
     if not points:
         return None
@@ -92,12 +102,9 @@ def curves(result: SearchResult) -> Figure | None:
     return {"data": data, "layout": layout}
 
 
-def _as(one: Candidate) -> str:
-    return f" ({cut(one.label)})"
-
-
-def _band(one: Candidate, name: str, group: str, color: str) -> list[dict[str, Any]]:
+def _band(one: Candidate, name: str, group: str, look: dict[str, str]) -> list[dict[str, Any]]:
     """A candidate's band, its mean, and every run that is shorter than the others."""
+    color = look["color"]
     drawn = [run for run in one.runs if run.curve]
     last = max((run.curve[-1][0] for run in drawn), default=0)
     whole = [
@@ -120,8 +127,7 @@ def _band(one: Candidate, name: str, group: str, color: str) -> list[dict[str, A
         mean = [sum(c[step] for c in whole) / len(whole) for step in steps]
         text = f"{name}, mean of {len(whole)}: %{{y:.4g}}<extra></extra>"
         found.append(
-            shared
-            | {"name": name, "y": mean, "line": {"color": color, "width": 2}, "hovertemplate": text}
+            shared | {"name": name, "y": mean, "line": look | {"width": 2}, "hovertemplate": text}
         )
     for position, run in enumerate(one.runs):
         if run.metric is not None and run.curve and run.curve[-1][0] == last:
@@ -136,7 +142,7 @@ def _band(one: Candidate, name: str, group: str, color: str) -> list[dict[str, A
                 "showlegend": not steps and position == 0,
                 "line": {"color": color, "width": 1, "dash": "dot"},
                 "marker": {
-                    "symbol": "x", "color": _FAILED,
+                    "symbol": "x", "color": FAILED,
                     "size": [0] * (len(run.curve) - 1) + [9],
                 },
                 "hovertemplate": f"seed {run.seed} failed, step %{{x}}: %{{y:.4g}}<extra></extra>",
@@ -145,35 +151,26 @@ def _band(one: Candidate, name: str, group: str, color: str) -> list[dict[str, A
     return found
 
 
-def parts(result: SearchResult) -> tuple[Figure | None, str]:
-    """How much of the winner's gain is the learning rate's, how much the init's; and in words."""
-    tuned = next((c for c in result.candidates if getattr(c, "kind", "") == "tuned"), None)
-    won = result.best
-    if won.is_baseline or tuned is None or tuned is won:
-        return None, ""
-    steps = (
-        ("the learning rate's: keep at its best - keep", tuned, result.baseline),
-        ("the init's: winner - keep at its best", won, tuned),
-        ("both: winner - keep", won, result.baseline),
-    )
-    rows = [(name, compare(a.metrics, b.metrics, result.mode)) for name, a, b in steps]
-    rows = [(name, found) for name, found in rows if math.isfinite(found.gain)][::-1]
+def parts(result: SearchResult) -> Figure | None:
+    """How much of the gain over `keep` is the learning rate's, and how much the init's."""
+    decision = result.decision
+    if decision.rate is None or decision.init is None or decision.beaten is None:
+        return None
+    rows = [
+        ("both:<br>it - keep", result.versus(decision.beaten)[0]),
+        ("the init's:<br>it - keep at its best", decision.init),
+        ("the learning rate's:<br>keep at its best - keep", decision.rate),
+    ]
+    rows = [(said, found) for said, found in rows if math.isfinite(found.gain)]
     if not rows:
-        return None, ""
-    data = _points(
-        [(c.gain, name, f"{c.gain:+.4g} [{c.low:+.3g}, {c.high:+.3g}]") for name, c in rows],
-        "", {"color": "#222222", "size": 10, "symbol": "diamond"},
-    )  # fmt: skip
-    margin = [c.high - c.gain if math.isfinite(c.high) else 0.0 for _, c in rows]
-    data["error_x"] = {"type": "data", "array": margin, "thickness": 2, "width": 6}
-    layout = layout_of(f"better by ({result.monitor}), 95 % interval →", "", {})
+        return None
+    layout = layout_of(f"gain in {plain(result.monitor)} →", "", {})
     layout |= {"showlegend": False, "height": 130 + 42 * len(rows), "shapes": [_zero()]}
     layout["yaxis"] |= {"type": "category", "range": [-0.6, len(rows) - 0.4]}
-    said = "; ".join(f"{name} = {c.gain:+.3g}" for name, c in rows[::-1])
-    return {"data": [data], "layout": layout}, said
+    return {"data": [_intervals(rows, "")], "layout": layout}
 
 
-def rates(known: Rates, goal: str, mode: str) -> Figure | None:
+def rates(known: Mapping[str, Rates], goal: str, mode: Mode) -> Figure | None:
     """The metric over the learning rate; within 5 % of an init's own best the dots are full."""
     data: list[dict[str, Any]] = []
     points = [y for pairs in known.values() for _, y in pairs if y is not None]
@@ -189,7 +186,8 @@ def rates(known: Rates, goal: str, mode: str) -> Figure | None:
             {
                 "type": "scatter", "mode": "lines+markers", "name": cut(label),
                 "x": [x for x, _ in ordered], "y": [y for _, y in ordered],
-                "connectgaps": False, "line": {"color": color, "width": 1.5},
+                "connectgaps": False,
+                "line": {"color": color, "width": 1.5, "dash": _DASHES[index % 4]},
                 "marker": {
                     "color": [color if one else "#ffffff" for one in full], "size": 9,
                     "line": {"color": color, "width": 1.5},
@@ -207,8 +205,8 @@ def rates(known: Rates, goal: str, mode: str) -> Figure | None:
                     "hovertemplate": "lr %{x:.3g}: failed<extra></extra>",
                 }
             )  # fmt: skip
-    layout = layout_of("learning rate", goal, {})
-    layout["xaxis"] |= {"type": "log", "exponentformat": "power", "dtick": 1}
+    layout = layout_of("learning rate", plain(goal), {})
+    layout["xaxis"] |= log_scale(x for pairs in known.values() for x, _ in pairs)
     layout["yaxis"] |= scale_of(points)
     layout["yaxis2"] = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}
     return {"data": data, "layout": layout}
@@ -216,11 +214,31 @@ def rates(known: Rates, goal: str, mode: str) -> Figure | None:
 
 def cut(label: str, width: int = _WIDE) -> str:
     """A label in at most `width` characters, its end cut, without markup for plotly."""
-    short = label if len(label) <= width else f"{label[: width - 1]}…"
-    return short.replace("&", "&amp;").replace("<", "&lt;")
+    return plain(label if len(label) <= width else f"{label[: width - 1]}…")
 
 
-def _points(points: Sequence[tuple[float, str, str]], name: str, marker: Any) -> dict[str, Any]:
+def wrapped(label: str, width: int = 24) -> str:
+    """A label beside an axis: at most three lines, without markup for plotly."""
+    lines = textwrap.wrap(label, width, max_lines=3, placeholder="…", break_on_hyphens=False)
+    return "<br>".join(cut(line) for line in lines)
+
+
+def _intervals(rows: Sequence[tuple[str, Comparison]], name: str) -> dict[str, Any]:
+    known = [(said, found) for said, found in rows if math.isfinite(found.gain)]
+    line = _points(
+        [(c.gain, said, f"mean {c.gain:+.4g}{_ends(c)}") for said, c in known],
+        name,
+        {"color": "#222222", "size": 10, "symbol": "diamond"},
+    )
+    margin = [c.high - c.gain if math.isfinite(c.high) else 0.0 for _, c in known]
+    return line | {"error_x": {"type": "data", "array": margin, "thickness": 2, "width": 6}}
+
+
+def _ends(found: Comparison) -> str:
+    return f" [{found.low:+.3g}, {found.high:+.3g}]" if math.isfinite(found.low) else ""
+
+
+def _points(points: Sequence[Point], name: str, marker: Any) -> dict[str, Any]:
     return {
         "type": "scatter", "mode": "markers", "name": name, "marker": marker,
         "x": [x for x, _, _ in points], "y": [y for _, y, _ in points],
@@ -232,7 +250,7 @@ def _why(run: Run) -> str:
     if run.metric is not None:
         return "keep failed"
     reason = run.reason if len(run.reason) < 90 else f"{run.reason[:89]}…"
-    return "failed" + (f": {reason}" if reason else "").replace("&", "&amp;").replace("<", "&lt;")
+    return "failed" + (f": {plain(reason)}" if reason else "")
 
 
 def _zero() -> dict[str, Any]:
@@ -245,9 +263,7 @@ def _fall(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     known = [y for line in lines for y in line["y"] if y is not None]
     if min(known) <= 0 or max(known) < 5 * min(known):
         return {}
-    folds = math.log10(max(known) / min(known))
-    far = {"dtick": max(1, math.ceil(folds / 8)), "exponentformat": "power"}
-    return {"type": "log"} | ({"dtick": "D2", "tickformat": ".2~g"} if folds < 1.5 else far)
+    return log_scale(known)
 
 
 def _rgb(color: str) -> str:

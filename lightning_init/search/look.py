@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from lightning_init.callbacks.forward import training_forward
 from lightning_init.search.isolated import isolated
 from lightning_init.search.job import SHORT, Job, interruptible, require_data
 from lightning_init.search.marks import validate
+from lightning_init.search.parsed import Built
 from lightning_init.search.prepared import Prepared
 
 _LENGTHS = ("estimated_stepping_batches", "max_steps", "max_epochs")
@@ -77,15 +79,25 @@ def look(job: Job) -> Look:
     Raises:
         ConfigError: If there is no training data.
     """
-    seen = _Eye()
     limits = job.config.get("trainer.limit_val_batches")
+    return look_at(lambda callbacks, short: job.build(0, {}, callbacks, **short), limits)
+
+
+def look_at(build: Callable[[Sequence[pl.Callback], dict[str, Any]], Built], limits: Any) -> Look:
+    """Train and validate one batch of whatever is built, see `look`.
+
+    Args:
+        build: `build(callbacks, settings)` makes model, data module and Trainer.
+        limits: The user's `limit_val_batches`.
+    """
+    seen = _Eye()
     settings: dict[str, Any] = {
         **{**SHORT, "min_steps": None, "min_epochs": None},
         "limit_val_batches": limits if limits == 0 else 1,
     }
     with isolated(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, data, trainer = job.build(0, {}, [seen], **settings)
+        model, data, trainer = build([seen], settings)
         require_data(model, data)
         prepared = Prepared()
         prepared.take(data, 0)

@@ -78,6 +78,19 @@ class Objective:
         return "min" if self.kind in ("steps_to", "gap") else self.mode
 
 
+_LARGER = ("acc", "auc", "auroc", "f1", "precision", "recall", "iou", "dice", "r2", "bleu")
+
+
+def usual_mode(monitor: str) -> Mode:
+    """Whether a smaller or larger metric is better, by its name.
+
+    Example:
+        >>> usual_mode("val_acc"), usual_mode("val_loss")
+        ('max', 'min')
+    """
+    return "max" if any(part in monitor.lower() for part in _LARGER) else "min"
+
+
 def parse_objectives(texts: Sequence[str], monitor: str, mode: Mode) -> tuple[Objective, ...]:
     """Objectives from `last`, `steps_to=0.9`, ...; also several in one text, with commas.
 

@@ -7,22 +7,19 @@ drawn by the same functions as one that ended.
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_init.search.budget import Goal
-from lightning_init.search.candidates import Candidate
+from lightning_init.search.budget import Budget, Goal
+from lightning_init.search.candidates import label
+from lightning_init.search.pruner import PRUNED
 from lightning_init.search.result import SearchResult
-from lightning_init.search.space import STRATEGY
-from lightning_init.strategies.registry import entries
+from lightning_init.search.space import STRATEGY, Space
 from lightning_init.strategies.spec import InitSpec
 
 Kind = Literal["healthy", "pruned", "unhealthy", "crashed", "unfinished"]
@@ -98,12 +95,45 @@ class Overview:
         """
         rows = tuple(tried(result.trials, result.study))
         return cls(
-            goals=(Goal(result.monitor, result.mode),),
+            goals=result.goals,
             trials=rows,
             study=result.study,
             result=result,
+            lines=tuple(result.lines()),
             commands=_next(result, Path(folder)) if folder else (),
-            facts=_facts(rows, result),
+            facts=(*_spent(rows), *_confirmed(result), *_versions(result.study)),
+        )
+
+    @classmethod
+    def unfinished(
+        cls, rows: Sequence[Mapping[str, Any]], study: optuna.Study, budget: Budget, runs: int
+    ) -> Overview:
+        """Of a search that runs, or was ended before it was through.
+
+        Args:
+            rows: The screening trials as plain data.
+            study: Where the rest of them is.
+            budget: How much there is to be.
+            runs: Confirmation runs that are stored.
+        """
+        trials = tuple(tried(rows, study))
+        states = (TrialState.COMPLETE, TrialState.PRUNED)
+        done = len(study.get_trials(deepcopy=False, states=states))
+        there = f"{runs} runs of the confirmation" if runs else "nothing is confirmed"
+        return cls(
+            goals=budget.goals,
+            trials=trials,
+            study=study,
+            missing=(
+                f"not finished: {done} of {budget.trials} trials of the screening, {there}. One "
+                "seed and few steps choose nobody: the command that began it goes on with it"
+            ),
+            facts=(
+                ("steps of a trial", str(budget.steps)),
+                ("seed of the screening", str(budget.seed)),
+                *_spent(trials),
+                *_versions(study),
+            ),
         )
 
     @property
@@ -125,7 +155,7 @@ class Overview:
         return found
 
 
-def tried(rows: tuple[dict[str, Any], ...], study: optuna.Study) -> Iterator[Tried]:
+def tried(rows: Sequence[Mapping[str, Any]], study: optuna.Study) -> Iterator[Tried]:
     """The trials of a screening.
 
     Args:
@@ -133,26 +163,24 @@ def tried(rows: tuple[dict[str, Any], ...], study: optuna.Study) -> Iterator[Tri
         study: Where the rest of them is.
     """
     known = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+    plain = study.user_attrs.get("space")
+    space = None if plain is None else Space.from_dict(plain)
     for row in rows:
         trial, attrs = known[row["number"]], known[row["number"]].user_attrs
-        spec, info = row["spec"], attrs.get("info", {})
-        strategy = spec["strategy"] if spec else str(trial.params.get(STRATEGY, ""))
-        label = strategy or "not started"
-        if spec:
-            label = Candidate(0, InitSpec.from_dict(spec), row["config"], ()).label
+        if trial.state is TrialState.WAITING:
+            continue  # nobody has begun it
+        spec, info, params = row["spec"], attrs.get("info", {}), trial.params
+        strategy = str(params.get(STRATEGY, ""))
+        used = params.keys() if space is None or not spec else space.used(params)
         metric = attrs.get("metric")
         values = [] if metric is None else [metric, *attrs.get("others", ())]
         yield Tried(
             number=trial.number,
-            label=label,
+            label=label(InitSpec.from_dict(spec), row["config"]) if spec else "not started",
             strategy=strategy,
             kind=_kind(trial),
             values=tuple(values) if all(map(math.isfinite, values)) else (),
-            axes={
-                name: value
-                for name, value in trial.params.items()
-                if name != STRATEGY and _used(name, strategy, row["config"])
-            },
+            axes={key: params[key] for key in params if key in used and key != STRATEGY},
             reason=attrs.get("reason", ""),
             seconds=attrs.get("seconds"),
             curve=tuple((int(step), float(value)) for step, value in attrs.get("curve", ())),
@@ -167,41 +195,33 @@ def _next(result: SearchResult, folder: Path) -> tuple[str, ...]:
     return (f"python main.py fit --config <yours> --config {folder / 'best.yaml'}",)
 
 
-def _facts(trials: Sequence[Tried], result: SearchResult | None) -> tuple[tuple[str, str], ...]:
-    """What the numbers hold for: the same on another machine only if these are."""
+def _spent(trials: Sequence[Tried]) -> Iterator[tuple[str, str]]:
     seconds = sum(one.seconds or 0.0 for one in trials)
-    facts = [("trials", f"{len(trials)}, {seconds:.0f} s of training in all")]
-    if result is not None:
-        runs = [run for one in (result.baseline, *result.candidates) for run in one.runs]
-        threads = sorted({str(run.info["threads"]) for run in runs if "threads" in run.info})
-        facts.append(("steps of a confirmation run", str(result.steps)))
-        facts.append(("confirmation seeds", ", ".join(str(r.seed) for r in result.baseline.runs)))
-        if threads:
-            facts.append(("threads of a run", ", ".join(threads)))
-    facts.append(("python", platform.python_version()))
-    for name in ("lightning-init", "torch", "lightning", "optuna"):
-        with suppress(PackageNotFoundError):
-            facts.append((name, version(name)))
-    return tuple(facts)
+    if trials:
+        yield "screening", f"{len(trials)} trial{'s' * (len(trials) > 1)}, {seconds:.1f} s in all"
+
+
+def _confirmed(result: SearchResult) -> Iterator[tuple[str, str]]:
+    """What the numbers hold for: the same elsewhere only if these are."""
+    runs = [run for one in (result.baseline, *result.candidates) for run in one.runs]
+    threads = sorted({str(run.info["threads"]) for run in runs if "threads" in run.info})
+    yield "steps of a confirmation run", str(result.steps)
+    yield "confirmation seeds", ", ".join(str(run.seed) for run in result.baseline.runs)
+    if threads:
+        yield "threads of a run", ", ".join(threads)
+
+
+def _versions(study: optuna.Study) -> Iterator[tuple[str, str]]:
+    """Of the session that trained last, which need not be this machine's."""
+    yield from study.user_attrs.get("versions", {}).items()
 
 
 def _kind(trial: FrozenTrial) -> Kind:
     reason = trial.user_attrs.get("reason", "")
-    if trial.state is TrialState.PRUNED or reason.startswith("slower than"):
+    if trial.state is TrialState.PRUNED or reason.startswith(PRUNED):
         return "pruned"
-    if trial.state is TrialState.FAIL or reason.startswith("crashed"):
+    if reason.startswith("crashed"):
         return "crashed"
-    if not trial.state.is_finished():
-        return "unfinished"
+    if trial.state is TrialState.FAIL or not trial.state.is_finished():
+        return "unfinished"  # interrupted, and queued again under another number
     return "unhealthy" if reason else "healthy"
-
-
-def _used(axis: str, strategy: str, config: Mapping[str, Any]) -> bool:
-    """Whether a strategy takes what an axis gives: the space is flat, every trial has a value."""
-    if axis in config:
-        return True
-    owner, _, name = axis.rpartition(".")
-    owners = {one.name for one in entries() if name in one.parameters}
-    if owner:
-        return owner == strategy or owner not in {one.name for one in entries()}
-    return strategy in owners or not owners

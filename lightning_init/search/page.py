@@ -31,6 +31,7 @@ for (const head of document.querySelectorAll("table.sorted th")) {
 }
 """
 _SEVERITIES = ("error", "warning", "info")
+_LINES = 5  # remarks that are open
 _DASH = "-"
 
 
@@ -44,12 +45,14 @@ def page(seen: Overview, title: str = "") -> str:
     Returns:
         HTML with plotly's script inside, once (5 MB); it loads nothing.
     """
-    name = f"Init search{': ' + title if title else ''}"
+    what = "Init search" if seen.trials or seen.result is None else "Init comparison"
+    name = f"{what}{': ' + title if title else ''}"
     body = [f"<h1>{html.escape(name)}</h1>", *_verdict(seen)]
     if seen.result is not None:
         body += _confirmation(seen.result)
-    body += _screening(seen)
-    body += _table(seen)
+    if seen.trials:
+        body += _screening(seen)
+        body += _table(seen)
     body += _facts(seen)
     return document(name, body, _SORT)
 
@@ -59,13 +62,21 @@ def _verdict(seen: Overview) -> Iterator[str]:
     if result is None:
         yield f"<p class='verdict warning'>{html.escape(seen.missing)}</p>"
     else:
-        known = "" if result.best.is_baseline else "healthy"
+        known = "warning" if result.best.is_baseline and result.own.failures else "healthy"
         yield f"<p class='verdict {known}'>{html.escape(result.verdict())}</p>"
-    for line in seen.lines:
-        yield f"<p class='note'>{html.escape(line)}</p>"
+    first, rest = seen.lines[:_LINES], seen.lines[_LINES:]
+    if first:
+        yield f"<ul class='note'>{_items(first)}</ul>"
+    if rest:
+        yield f"<details class='note'><summary>{len(rest)} more remarks</summary>"
+        yield f"<ul>{_items(rest)}</ul></details>"
     if seen.commands:
-        said = "\n".join(seen.commands)
-        yield f"<p>What to type next:</p><pre>{html.escape(said)}</pre>"
+        typed = html.escape("\n".join(seen.commands))
+        yield f"<p>What to type next:</p><pre>{typed}</pre>"
+
+
+def _items(lines: Sequence[str]) -> str:
+    return "".join(f"<li>{html.escape(line)}</li>" for line in lines)
 
 
 def _confirmation(result: SearchResult) -> Iterator[str]:
@@ -74,24 +85,31 @@ def _confirmation(result: SearchResult) -> Iterator[str]:
     yield (
         f"<p class='note'>Each runs {result.steps} steps on the seeds {html.escape(seeds)}, which "
         "were not used for choosing. The difference to <code>keep</code> is that on the same seed; "
-        "positive is better. The intervals hold for all candidates together (95 %).</p>"
+        "positive is better. The intervals hold for all candidates together. P is the probability "
+        "of being better.</p>"
     )
-    head = result.heads()
-    yield "<div class='wide'><table class='said'><thead><tr>"
-    yield "".join(f"<th>{html.escape(name)}</th>" for name in head) + "</tr></thead><tbody>"
-    for row in result.rows():
-        cells = "".join(f"<td>{html.escape(_plain(cell))}</td>" for cell in row)
-        yield f"<tr>{cells}</tr>"
-    yield "</tbody></table></div>"
-    drawn = confirmed.forest(result)
-    if drawn is not None:
-        yield drawing(drawn)
-    elif result.candidates:
-        yield "<p>There is no seed on which both a candidate and keep have a metric.</p>"
-    else:
-        yield "<p>No candidate was left to confirm: nothing but keep trained.</p>"
-    figure, said = confirmed.parts(result)
-    yield from section("The learning rate's part, and the init's", said, figure)
+    if not result.candidates:
+        yield "<p>There was nobody to confirm: no other trial was healthy.</p>"
+    for goal in range(len(result.goals)):
+        yield "<div class='wide'><table><thead><tr>"
+        yield "".join(f"<th>{html.escape(name)}</th>" for name in result.heads(goal))
+        yield "</tr></thead><tbody>"
+        for row in result.rows(goal):
+            cells = "".join(f"<td>{html.escape(_plain(cell))}</td>" for cell in row)
+            yield f"<tr>{cells}</tr>"
+        yield "</tbody></table></div>"
+        drawn = confirmed.forest(result, goal)
+        if drawn is not None:
+            yield drawing(drawn)
+        elif result.candidates:
+            yield "<p>There is no seed on which both a candidate and keep have a metric.</p>"
+    beaten = result.decision.beaten
+    yield from section(
+        "The learning rate's part, and the init's",
+        f"It: {beaten.label if beaten else ''}. At its best: as built, at the learning rate that "
+        "was found best for that.",
+        confirmed.parts(result),
+    )
     yield from section(
         "Loss of the confirmed runs",
         "Training loss per step: mean over the seeds, and the band between the lowest and the "
@@ -101,17 +119,18 @@ def _confirmation(result: SearchResult) -> Iterator[str]:
     yield from section(
         "How far the learning rate may be off",
         f"{result.monitor} over the learning rate. Full dots are within 5 % of that init's best.",
-        confirmed.rates(getattr(result, "rates", {}), result.monitor, result.mode),
+        confirmed.rates(result.rates, result.monitor, result.mode),
     )
 
 
 def _screening(seen: Overview) -> Iterator[str]:
     goal = seen.goals[0]
     came = ", ".join(f"{count} {kind}" for kind, count in seen.counts.items())
+    lanes = " The lanes below hold those that do not count." if len(seen.counts) > 1 else ""
     yield from section(
         "Trials in order",
         f"{goal.name} ({'smaller' if goal.mode == 'min' else 'larger'} is better) of each trial of "
-        f"the screening, all with one seed: {came}. The lanes below hold those that do not count.",
+        f"the screening, all with one seed: {came}.{lanes}",
         plots.history(seen),
     )
     for figure in plots.pareto(seen):
@@ -161,13 +180,13 @@ def _slices(seen: Overview) -> Iterator[str]:
 
 
 def _table(seen: Overview) -> Iterator[str]:
-    if not seen.trials:
-        yield "<p>No trial has ended yet.</p>"
-        return
     head = ("#", "init", "came to", *(goal.name for goal in seen.goals), "seconds", "health")
     yield "<h2>Each trial</h2><p class='note'>A click on a head sorts; health opens.</p>"
     yield "<div class='wide tall'><table class='sorted said'><thead><tr>"
-    yield "".join(f"<th>{html.escape(name)}</th>" for name in head) + "</tr></thead><tbody>"
+    for name in head:
+        side = " class='said'" if name in ("init", "health") else ""
+        yield f"<th{side}>{html.escape(name)}</th>"
+    yield "</tr></thead><tbody>"
     for one in seen.trials:
         yield _row(one, len(seen.goals))
     yield "</tbody></table></div>"

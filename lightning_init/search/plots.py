@@ -6,6 +6,7 @@ Each function takes an `Overview` and returns a figure, or None where there is n
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -53,7 +54,7 @@ def history(seen: Overview) -> Figure | None:
         ours = [one for one in others if one.kind == kind]
         if ours:
             data.append(_dots(ours, [kind] * len(ours), kind) | {"yaxis": "y2"})
-    layout = layout_of("trial", goal.name, {})
+    layout = layout_of("trial", plain(goal.name), {})
     layout["yaxis"] |= scale_of([one.metric for one in healthy if one.metric is not None])
     lanes = len({one.kind for one in others})
     if lanes and healthy:
@@ -77,7 +78,7 @@ def strategies(seen: Overview) -> Figure | None:
     sign = 1 if seen.goals[0].mode == "min" else -1
     order = sorted(groups, key=lambda name: sign * _median(groups[name]), reverse=True)
     data = [_box(name, groups[name]) for name in order]
-    layout = layout_of(seen.goals[0].name, "", {})
+    layout = layout_of(plain(seen.goals[0].name), "", {})
     values = [one.metric for ours in groups.values() for one in ours if one.metric is not None]
     layout["xaxis"] |= scale_of(values)
     layout["yaxis"] |= {"type": "category"}
@@ -87,8 +88,8 @@ def strategies(seen: Overview) -> Figure | None:
 
 def _box(name: str, trials: Sequence[Tried]) -> dict[str, Any]:
     return {
-        "type": "box", "orientation": "h", "name": name,
-        "x": [one.metric for one in trials], "y": [name] * len(trials),
+        "type": "box", "orientation": "h", "name": plain(name),
+        "x": [one.metric for one in trials], "y": [plain(name)] * len(trials),
         "text": [_hover(one) for one in trials],
         "boxpoints": "all", "jitter": 0.4, "pointpos": 0, "line": {"width": 1},
         "marker": {"color": KINDS["healthy"][0], "size": 5}, "hoveron": "points",
@@ -124,23 +125,23 @@ def slices(seen: Overview) -> list[tuple[str, Figure]]:
                 data.append(
                     {
                         "type": "scatter", "mode": "markers", "name": strategy,
-                        "x": [one.axes[axis] if numeric else str(one.axes[axis]) for one in ours],
+                        "x": [one.axes[axis] if numeric else plain(str(one.axes[axis])) for one in ours],
                         "y": [one.metric for one in ours],
                         "text": [_hover(one) for one in ours],
                         "marker": {"color": color, "symbol": symbol, "size": 8, "opacity": 0.8},
                         "hovertemplate": "%{text}<extra></extra>",
                     }
                 )  # fmt: skip
-        layout = layout_of(axis, seen.goals[0].name, {})
-        layout["yaxis"] |= scale_of([one.metric for one in healthy if one.metric is not None])
-        layout["xaxis"] |= {"type": "log" if axis in logarithmic else "linear", "tickangle": 0}
-        if axis in logarithmic:
-            layout["xaxis"] |= {"exponentformat": "power", "dtick": 1}
+        layout = layout_of(plain(axis), plain(seen.goals[0].name), {})
+        layout["yaxis"] |= _extent([one.metric for one in healthy if one.metric is not None])
         if not numeric:
             layout["xaxis"] |= {"type": "category"}
+        elif axis in logarithmic:
+            layout["xaxis"] |= log_scale(one.axes[axis] for one in healthy if axis in one.axes)
         layout |= {"showlegend": False, "height": 300}
         layout["margin"] = {"l": 60, "r": 15, "t": 15, "b": 50}
-        found.append((axis, {"data": data, "layout": layout}))
+        bare = {"displayModeBar": False}  # it would take a third of the plot
+        found.append((axis, {"data": data, "layout": layout, "config": bare}))
     return found
 
 
@@ -150,16 +151,27 @@ def importances(seen: Overview) -> dict[str, float] | None:
     References:
         Watanabe, Bansal & Hutter (2023), PED-ANOVA, https://arxiv.org/abs/2304.10255
     """
-    healthy = [one.metric for one in seen.trials if one.metric is not None]
-    if len(healthy) < FEW or len(set(healthy)) < 3:
+    healthy = [one for one in seen.trials if one.metric is not None]
+    if len(healthy) < FEW or len({one.metric for one in healthy}) < 3:
         return None
-    several = len(seen.goals) > 1
-    try:
-        return optuna.importance.get_param_importances(
-            seen.study, target=(lambda trial: trial.values[0]) if several else None
+    study = optuna.create_study(direction="minimize" if seen.goals[0].mode == "min" else "maximize")
+    known = {trial.number: trial for trial in seen.study.get_trials(deepcopy=False)}
+    for one in healthy:
+        # What a strategy ignores has no say: as a parameter of that trial it would be noise.
+        names = [name for name in known[one.number].params if name in {*one.axes, STRATEGY}]
+        study.add_trial(
+            optuna.create_trial(
+                value=one.metric,
+                params={name: known[one.number].params[name] for name in names},
+                distributions={name: known[one.number].distributions[name] for name in names},
+            )
         )
-    except (ValueError, RuntimeError):
-        return None  # the evaluator needs more variety than these trials have
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that they are rough is said beside them
+        try:
+            return optuna.importance.get_param_importances(study)
+        except (ValueError, RuntimeError):
+            return None  # the evaluator needs more variety than these trials have
 
 
 def importance(seen: Overview) -> Figure | None:
@@ -168,13 +180,13 @@ def importance(seen: Overview) -> Figure | None:
     if not found:
         return None
     kept = sorted(found.items(), key=lambda item: item[1])[-20:]
-    names = ["the init" if name == STRATEGY else name for name, _ in kept]
+    names = ["the init" if name == STRATEGY else plain(name) for name, _ in kept]
     data = {
         "type": "bar", "orientation": "h", "x": [value for _, value in kept], "y": names,
         "marker": {"color": KINDS["healthy"][0]},
         "hovertemplate": "%{y}: %{x:.0%}<extra></extra>",
     }  # fmt: skip
-    layout = layout_of("share of the differences between trials", "", {})
+    layout = layout_of("importance", "", {})
     layout["xaxis"] |= {"rangemode": "tozero", "tickformat": ".0%"}
     layout["yaxis"] |= {"type": "category"}
     layout |= {"showlegend": False, "height": 110 + 26 * len(kept)}
@@ -201,7 +213,9 @@ def pareto(seen: Overview) -> list[Figure]:
                 line["marker"] = {"color": color, "symbol": symbol, "size": 10 if marked else 7}
                 data.append(line)
         first = seen.goals[0]
-        layout = layout_of(f"{first.name} ({first.mode})", f"{goal.name} ({goal.mode})", {})
+        layout = layout_of(
+            f"{plain(first.name)} ({first.mode})", f"{plain(goal.name)} ({goal.mode})", {}
+        )
         found.append({"data": data, "layout": layout})
     return found
 
@@ -211,8 +225,30 @@ def scale_of(values: Iterable[float]) -> dict[str, Any]:
     known = sorted(values)
     if not known or known[0] <= 0 or known[-1] < 20 * known[len(known) // 2]:
         return {}
-    folds = math.log10(known[-1] / known[0])
+    return log_scale(known)
+
+
+def log_scale(values: Iterable[float]) -> dict[str, Any]:
+    """A logarithmic axis with ticks that are read, also where it spans less than a decade."""
+    known = [value for value in values if value > 0] or [1.0, 10.0]
+    low, high = min(known), max(known)
+    folds = math.log10(high / low)
+    if folds < 1:
+        marks = sorted({float(f"{low * (high / low) ** (i / 3):.2g}") for i in range(4)})
+        return {"type": "log", "tickvals": marks, "ticktext": [f"{mark:g}" for mark in marks]}
+    if folds < 1.5:
+        return {"type": "log", "dtick": "D2", "tickformat": ".2~g"}
     return {"type": "log", "dtick": max(1, math.ceil(folds / 8)), "exponentformat": "power"}
+
+
+def _extent(values: Sequence[float]) -> dict[str, Any]:
+    """The same range for figures beside each other, with room for the markers."""
+    scale = scale_of(values)
+    low, high = min(values), max(values)
+    if scale:
+        low, high = math.log10(low), math.log10(high)
+    room = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
+    return scale | {"range": [low - room, high + room]}
 
 
 def _dots(trials: Sequence[Tried], y: Sequence[Any], kind: Kind) -> dict[str, Any]:
@@ -240,8 +276,12 @@ def _hover(one: Tried) -> str:
     if one.reason:
         cut = one.reason if len(one.reason) < 90 else f"{one.reason[:89]}…"
         parts.append(cut)
-    # Plotly reads markup in texts.
-    return "<br>".join(part.replace("&", "&amp;").replace("<", "&lt;") for part in parts)
+    return "<br>".join(map(plain, parts))
+
+
+def plain(text: str) -> str:
+    """A text in which plotly finds no markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _median(trials: Sequence[Tried]) -> float:

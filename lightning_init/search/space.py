@@ -83,7 +83,8 @@ class Space:
         put(self, "strategies", tuple(names))
         put(self, "config", dict(self.config))
         put(self, "fixed", {name: fixed[name] for name in names if name in fixed})
-        put(self, "scales", {part: axis.at(1.0) for part, axis in self.scales.items()})
+        scales = {part: _narrowed("rescaled", "scale", axis) for part, axis in self.scales.items()}
+        put(self, "scales", {part: axis.at(1.0) for part, axis in scales.items()})
         ranges: dict[str, dict[str, Axis]] = {}
         for key, own in self.ranges.items():
             if (name := get(key).name) not in names or name in fixed:
@@ -140,6 +141,13 @@ class Space:
             base = InitSpec(name, {k: v for k, v in params.items() if v != defaults[k].default})
         factors = {part: values[f"scale.{part}"] for part in self.scales}
         return rescale(base, {part: factor for part, factor in factors.items() if factor != 1})
+
+    def used(self, values: Mapping[str, Any]) -> frozenset[str]:
+        """The axes that a point depends on; the others are suggested, and ignored."""
+        name = values[STRATEGY]
+        own = {self._axis_name(name, parameter) for parameter in self._searched(name)}
+        scales = () if name == "keep" else (f"scale.{part}" for part in self.scales)
+        return frozenset({STRATEGY, *own, *scales, *self.config})
 
     def gated(self, values: Mapping[str, Any]) -> bool:
         """Whether an unhealthy start ends this trial: not what everything is compared with."""
@@ -220,6 +228,19 @@ def rescale(spec: InitSpec, factors: Mapping[str, float]) -> InitSpec:
     flat = spec.strategy == "chain" and set(spec.params) <= {"steps"} and not spec.overrides
     below = spec.params.get("steps", ("auto",)) if flat else (spec,)
     return InitSpec("chain", {"steps": [*below, last]})
+
+
+def scheme(spec: InitSpec) -> str:
+    """The name of a strategy, also where factors lie on top of it.
+
+    Example:
+        >>> scheme(rescale(InitSpec("lsuv"), {"all": 2.0})), scheme(InitSpec("chain"))
+        ('lsuv', 'chain')
+    """
+    chained: Sequence[InitSpec] = spec.params.get("steps", ())
+    steps = chained if spec.strategy == "chain" else []
+    below = len(steps) == 2 and steps[1].strategy == "rescaled"
+    return steps[0].strategy if below else spec.strategy
 
 
 def _check_axes(name: str, axes: Mapping[str, Axis]) -> None:

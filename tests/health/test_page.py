@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -33,6 +30,7 @@ from lightning_init.health.compare import Comparison
 from lightning_init.health.findings import Cause, found
 from lightning_init.health.page import page
 from lightning_init.health.report import Report
+from tests.browser import needs_browser, opened
 
 VOID = {"meta", "br"}
 
@@ -201,26 +199,18 @@ def digits_like(depth: int, gain: float) -> Report:
     return audit(net, lambda: F.cross_entropy(net(x), y))
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser")
+@needs_browser
 @pytest.mark.slow
 def test_a_browser_draws_every_plot(tmp_path: Path) -> None:
     both = Comparison({"small": digits_like(20, 0.3), "right": digits_like(20, 1.0)})
     path = tmp_path / "audit.html"
     both.save(path)
-    arguments = [
-        *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
-        *("--disable-background-networking", "--disable-component-update", "--disable-quic"),
-        *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,3000"),
-        *("--virtual-time-budget=8000", "--dump-dom"),
-    ]
-    ran = subprocess.run(
-        ["chromium", *arguments, path.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+    seen = opened(path)
+    assert not seen.complaints
+    drawn = seen.dom
     count = len(figures(path.read_text(encoding="utf-8")))
     assert count == 5, "scale, two distributions, gradients, chi"
-    drawn = re.sub(r"<script.*?</script>", "", ran.stdout, flags=re.DOTALL)
-    assert drawn.count('class="figure js-plotly-plot"') == count
+    assert seen.drawn == count
     assert drawn.count('class="main-svg"') >= count
     assert "right: output" in drawn, "a legend entry"
     # Twenty layers of two runs have a point each, before and after.
