@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -124,6 +125,22 @@ class _Front(LightningCLI):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             super()._add_configure_optimizers_method_to_model(subcommand)
+
+    def _dump_config(self) -> None:
+        # As LightningCLI does for `save_hyperparameters`, but for checking once more what has been
+        # parsed: a third of what it takes to build a small model.
+        if hasattr(self, "config_dump"):
+            return
+        text = self.parser.dump(
+            self.config,
+            skip_link_targets=False,
+            skip_none=False,
+            format="yaml",
+            skip_validation=True,
+        )
+        self.config_dump = yaml.safe_load(text)
+        if self.subcommand is not None:
+            self.config_dump = self.config_dump[self.subcommand]
 
     def make(
         self, config: Namespace, callbacks: Sequence[pl.Callback], short: Mapping[str, Any]
