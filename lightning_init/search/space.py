@@ -230,6 +230,19 @@ def rescale(spec: InitSpec, factors: Mapping[str, float]) -> InitSpec:
     return InitSpec("chain", {"steps": [*below, last]})
 
 
+def scheme(spec: InitSpec) -> str:
+    """The name of a strategy, also where factors lie on top of it.
+
+    Example:
+        >>> scheme(rescale(InitSpec("lsuv"), {"all": 2.0})), scheme(InitSpec("chain"))
+        ('lsuv', 'chain')
+    """
+    chained: Sequence[InitSpec] = spec.params.get("steps", ())
+    steps = chained if spec.strategy == "chain" else []
+    below = len(steps) == 2 and steps[1].strategy == "rescaled"
+    return steps[0].strategy if below else spec.strategy
+
+
 def _check_axes(name: str, axes: Mapping[str, Axis]) -> None:
     for key, axis in axes.items():
         if not isinstance(axis, Axis):

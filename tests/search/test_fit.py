@@ -23,7 +23,6 @@ from lightning_init.search.isolated import isolated
 from lightning_init.search.job import ConfigError, Job
 from lightning_init.search.objectives import Objective
 from lightning_init.search.trial import Trial
-from tests.search.models import Data
 
 STEPS = 9
 SEEN: list[tuple[float, ...]] = []
@@ -235,7 +234,3 @@ def test_the_same_trial_alone_in_a_fresh_process():
     names = ("init_fingerprint", "final_fingerprint")
     here = [found.metric, *(found.info[name] for name in names), found.curve[-1][1]]
     assert json.loads(line.removeprefix("FOUND")) == here
-
-
-def test_the_data_module_is_plain():
-    assert isinstance(Data(), pl.LightningDataModule)
