@@ -165,7 +165,7 @@ def test_a_gp_is_told_the_middle_of_the_worse_half():
     assert ended
     for trial in ended:
         assert trial.state.name == "COMPLETE"
-        assert not trial.constraints
+        assert trial.constraints == {"health": -1.0}, "feasible"
         before = sorted(
             t.value
             for t in result.study.trials
