@@ -58,9 +58,10 @@ class Scale:
     trials: int = 40
     repeats: int = 5
     share: float = 1.0  # of the steps of a trial
+    confirm: int = 5  # seeds of the search's confirmation
 
 
-QUICK = Scale(("mlp",), ("keep", "orthogonal"), (1.0,), (101, 102), (201, 202), 6, 2, 0.1)
+QUICK = Scale(("mlp",), ("keep", "orthogonal"), (1.0,), (101, 102), (201, 202), 4, 1, 0.05, 2)
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def settings(task: Task, seed: int, scale: Scale, folder: Path) -> Settings:
         steps=task.short,
         seed=seed,
         workers=0,
+        confirm_seeds=scale.confirm,
         strategies=",".join(scale.strategies),
         out=str(folder),
     )

@@ -56,17 +56,24 @@ class Budget:
     rates: tuple[float, ...] = RATES
     tuning: tuple[int, ...] = TUNING
     share: float = 1.0  # of the steps
+    confirm: int = 5  # seeds of the search's confirmation
 
 
-QUICK = Budget(6, SEEDS[:2], (1.0, 3.0), TUNING[:1], 0.1)
+QUICK = Budget(4, SEEDS[:2], (1.0,), TUNING[:1], 0.05, 2)
 
 
-def winner(task: Task, seed: int, trials: int, cache: Path) -> Winner:
+def winner(task: Task, seed: int, budget: Budget, cache: Path) -> Winner:
     """Search as the command does, or look up what it found."""
-    name = json.dumps(["wins", task.config, task.short, seed, trials, CODE, SOURCES])
+    name = json.dumps(["wins", task.config, task.short, seed, budget.trials, CODE, SOURCES])
     path = cache / "search" / f"{hashlib.sha256(name.encode()).hexdigest()[:20]}.json"
     if not path.exists():
-        options = Namespace(trials=trials, steps=task.short, seed=seed, workers=0)
+        options = Namespace(
+            trials=budget.trials,
+            steps=task.short,
+            seed=seed,
+            workers=0,
+            confirm_seeds=budget.confirm,
+        )
         chosen = settings_for(Job(task.config), options, "wins")
         arguments = {**chosen.arguments, "storage": None, "log": None}
         began = time.perf_counter()
@@ -154,7 +161,7 @@ def report(args: argparse.Namespace) -> str:
         if args.only not in key:
             continue
         task = replace(task, short=round(task.short * budget.share))
-        found = winner(task, args.seed, budget.trials, args.cache)
+        found = winner(task, args.seed, budget, args.cache)
         head = f"| **{task.name}**: {found.spec}, lr {found.lr:.2g} | | | | | | | |"
         print(f"{key}: {found.verdict} ({found.seconds:.0f} s)", file=sys.stderr, flush=True)
         lines += [head, *rows(key, found, budget, args.cache, args.workers)]

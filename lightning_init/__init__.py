@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lightning_init.health.report import Report as Report
     from lightning_init.health.shallow import shallow_baseline as shallow_baseline
     from lightning_init.search.axis import Axis as Axis
+    from lightning_init.search.board import Board as Board
     from lightning_init.search.compare import compare_specs as compare_specs
     from lightning_init.search.result import SearchResult as SearchResult
     from lightning_init.search.session import Workers as Workers
@@ -78,6 +79,7 @@ _HOMES = {
     "Outcome": "search.trial",
     "Trial": "search.trial",
     "compare_specs": "search.compare",
+    "Board": "search.board",
     "SearchResult": "search.result",
     "Axis": "search.axis",
     "Space": "search.space",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import rescue, tuner
+from examples import rescue, search_function, tuner
 
 
 @pytest.mark.slow
@@ -28,3 +28,13 @@ def test_the_tuner_finds_an_init_with_which_the_network_learns(
     assert found.suggestion() is not None
     assert found.monitor == "val_acc"
     assert float(trainer.callback_metrics["val_acc"]) > 0.5
+
+
+@pytest.mark.slow
+def test_a_plain_loop_is_searched(capsys: pytest.CaptureFixture[str]) -> None:
+    result = search_function.main(trials=8)
+    assert result.suggestion() is not None
+    assert result.own.mean < 0.5 < result.versus(result.best)[0].mean
+    assert {run.seed for run in result.baseline.runs} == {1, 2, 3, 4, 5}
+    assert result.verdict() in capsys.readouterr().out
+    assert len(Path(search_function.__file__).read_text().splitlines()) <= 60

@@ -15,6 +15,7 @@ from lightning_init.architecture.arguments import unknown
 from lightning_init.cli.live import Live
 from lightning_init.cli.options import job_for, spec_from
 from lightning_init.cli.search import config_name, say
+from lightning_init.search.board import Board
 from lightning_init.search.compare import compare_specs
 from lightning_init.search.evaluate import JobEvaluate
 from lightning_init.search.job import ConfigError, Job
@@ -51,10 +52,11 @@ def run(arguments: Sequence[str]) -> int:
         if text != str(spec) or keys:
             console.print(f"{text}: {spec}{keys}", markup=False)
     settings.out.mkdir(parents=True, exist_ok=True)
+    board = Board(settings.out / "tensorboard", [goal.name for goal in settings.budget.goals])
     try:
         with Live(console) as live:
             result = compare_specs(
-                JobEvaluate(settings.config, settings.objectives, job.cli),
+                JobEvaluate(settings.config, settings.objectives, job.cli, settings.look.ready),
                 [(spec, config) for _, spec, config in specs],
                 seeds=seeds,
                 steps=steps,
@@ -65,6 +67,7 @@ def run(arguments: Sequence[str]) -> int:
                 identity=_identity(settings),
                 log=settings.out / "log.txt",
                 progress=live,
+                seen=board,
             )
     except OtherStudyError:
         raise ConfigError(

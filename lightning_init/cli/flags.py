@@ -139,7 +139,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--no-pruning", "let slow trials run to their end", bool, group=_BUDGET),
         Flag(
             "--strategies",
-            "names, or files with an init spec, with commas; keep is always in",
+            "names, or files with an init spec, with commas; keep and auto are always in "
+            "(those that apply to your model)",
             group=_SPACE,
             shows="A,B,...",
         ),
@@ -149,6 +150,20 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             many=True,
             group=_SPACE,
             shows="KEY=...",
+        ),
+        Flag(
+            "--scale",
+            "factor on std: all, head, residual, embedding, ...; =LOW:HIGH[:log] or =a,b,c "
+            "(0.1:10:log); repeatable",
+            many=True,
+            group=_SPACE,
+            shows="PART",
+        ),
+        Flag(
+            "--space",
+            "a YAML file with strategies, axes and scales; the options above go before it",
+            group=_SPACE,
+            shows="FILE",
         ),
         Flag("--lr-key", "the learning rate's key (found if single)", group=_SPACE, shows="KEY"),
         Flag(

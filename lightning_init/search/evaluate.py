@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from lightning_init.search.fit import Made, short_fit
 from lightning_init.search.isolated import isolated
@@ -55,5 +58,18 @@ class JobEvaluate:
         with isolated():
             try:
                 return short_fit(build, trial, report, self.objectives)
+            except torch.OutOfMemoryError as error:
+                # The frames hold model and optimizer: the next trial needs their memory.
+                traceback.clear_frames(error.__traceback__)
+                text = str(error)
             finally:
                 prepared.settle()
+                _free()
+        raise torch.OutOfMemoryError(text)
+
+
+def _free() -> None:
+    """Give a device's memory back; a Trainer and its loops refer to each other."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        gc.collect()
+        torch.cuda.empty_cache()

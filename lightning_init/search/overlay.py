@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 def overlay(result: SearchResult) -> dict[str, Any]:
     """Seed, changed configuration keys, and the callback with the init."""
     best = result.best
-    init: dict[str, Any] = {"strategy": best.spec.strategy}
-    if best.spec.params:
-        init["params"] = dict(best.spec.params)
-    if best.spec.overrides:
-        init["overrides"] = {key: spec.to_dict() for key, spec in best.spec.overrides.items()}
+    init = {key: value for key, value in best.spec.to_dict().items() if key != "seed"}
     callback = {"class_path": "lightning_init.InitCallback", "init_args": init}
     config = {} if best.is_baseline else nested(best.config)
     data = {"seed_everything": best.runs[0].seed, **config}

@@ -7,11 +7,8 @@ drawn by the same functions as one that ended.
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +101,7 @@ class Overview:
             result=result,
             lines=tuple(result.lines()),
             commands=_next(result, Path(folder)) if folder else (),
-            facts=(*_spent(rows), *_confirmed(result), *_versions()),
+            facts=(*_spent(rows), *_confirmed(result), *_versions(result.study)),
         )
 
     @classmethod
@@ -135,7 +132,7 @@ class Overview:
                 ("steps of a trial", str(budget.steps)),
                 ("seed of the screening", str(budget.seed)),
                 *_spent(trials),
-                *_versions(),
+                *_versions(study),
             ),
         )
 
@@ -214,11 +211,9 @@ def _confirmed(result: SearchResult) -> Iterator[tuple[str, str]]:
         yield "threads of a run", ", ".join(threads)
 
 
-def _versions() -> Iterator[tuple[str, str]]:
-    yield "page made with python", platform.python_version()
-    for name in ("lightning-init", "torch", "lightning", "optuna"):
-        with suppress(PackageNotFoundError):
-            yield name, version(name)
+def _versions(study: optuna.Study) -> Iterator[tuple[str, str]]:
+    """Of the session that trained last, which need not be this machine's."""
+    yield from study.user_attrs.get("versions", {}).items()
 
 
 def _kind(trial: FrozenTrial) -> Kind:

@@ -45,7 +45,8 @@ def page(seen: Overview, title: str = "") -> str:
     Returns:
         HTML with plotly's script inside, once (5 MB); it loads nothing.
     """
-    name = f"Init search{': ' + title if title else ''}"
+    what = "Init search" if seen.trials or seen.result is None else "Init comparison"
+    name = f"{what}{': ' + title if title else ''}"
     body = [f"<h1>{html.escape(name)}</h1>", *_verdict(seen)]
     if seen.result is not None:
         body += _confirmation(seen.result)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -125,6 +126,22 @@ class _Front(LightningCLI):
             warnings.simplefilter("ignore")
             super()._add_configure_optimizers_method_to_model(subcommand)
 
+    def _dump_config(self) -> None:
+        # As LightningCLI does for `save_hyperparameters`, but for checking once more what has been
+        # parsed: a third of what it takes to build a small model.
+        if hasattr(self, "config_dump"):
+            return
+        text = self.parser.dump(
+            self.config,
+            skip_link_targets=False,
+            skip_none=False,
+            format="yaml",
+            skip_validation=True,
+        )
+        self.config_dump = yaml.safe_load(text)
+        if self.subcommand is not None:
+            self.config_dump = self.config_dump[self.subcommand]
+
     def make(
         self, config: Namespace, callbacks: Sequence[pl.Callback], short: Mapping[str, Any]
     ) -> Built:
@@ -155,9 +172,11 @@ class _Front(LightningCLI):
                 before()
             self.trainer.loggers = []
             _without_files(self.model)
+            return self.model, self.datamodule, self.trainer
         finally:
-            self.config, self.trainer_class = pristine, self.real
-        return self.model, self.datamodule, self.trainer
+            self.config, self.trainer_class, self.ours = pristine, self.real, ()
+            for name in ("model", "datamodule", "trainer", "config_init"):
+                vars(self).pop(name, None)  # a trial's model is gone with the trial
 
     @property
     def inner(self) -> Namespace:

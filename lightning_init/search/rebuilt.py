@@ -15,6 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from lightning_init.search.budget import Budget
+from lightning_init.search.journal import repair
 from lightning_init.search.overview import Overview
 from lightning_init.search.records import row
 from lightning_init.search.result import SearchResult
@@ -45,14 +46,17 @@ def rebuilt(folder: str | Path, storage: str | None = None) -> Iterator[Overview
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place)
         if storage is None:
-            _copy(folder / JOURNAL, copy / JOURNAL)
+            shutil.copyfile(folder / JOURNAL, copy / JOURNAL)
+            repair(copy / JOURNAL)  # a search may be writing its next line
         yield _overview(folder, copy, storage)
 
 
 def _overview(folder: Path, copy: Path, storage: str | None) -> Overview:
     opened = _open(copy / JOURNAL, storage)
     if "search" not in {one.study_name for one in opened.get_all_studies()}:
-        raise ValueError(f"no search has begun in {folder}")
+        raise ValueError(
+            f"no search has begun in {folder}; a comparison there has its page in compare.html"
+        )
     study = optuna.load_study(study_name="search", storage=opened)
     if not {"budget", "space"} <= study.user_attrs.keys():
         raise ValueError(f"the search in {folder} has not begun: start it again")
@@ -80,14 +84,6 @@ def _runs(opened: BaseStorage) -> int:
     if "confirm" not in {one.study_name for one in opened.get_all_studies()}:
         return 0
     return len(optuna.load_study(study_name="confirm", storage=opened).get_trials(deepcopy=False))
-
-
-def _copy(journal: Path, to: Path) -> None:
-    """Up to the last full line: a search may be writing the next one."""
-    shutil.copyfile(journal, to)
-    data = to.read_bytes()
-    if not data.endswith(b"\n"):
-        to.write_bytes(data[: data.rfind(b"\n") + 1])
 
 
 def _no_run(folder: Path) -> str:

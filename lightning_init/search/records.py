@@ -20,6 +20,7 @@ from lightning_init.search.candidates import Run
 from lightning_init.search.space import Space
 from lightning_init.search.statistics import Mode
 from lightning_init.search.trial import Outcome
+from lightning_init.search.versions import versions
 
 _POINTS = 60  # of a loss curve are kept in the study
 
@@ -31,7 +32,8 @@ class OtherStudyError(ValueError):
 def open_study(storage: optuna.storages.BaseStorage, budget: Budget, space: Space) -> optuna.Study:
     """The screening: what was lost is queued again, the recipes come first."""
     study = open_part(storage, "search", budget)
-    for name, data in (("budget", budget.to_dict()), ("space", space.to_dict())):
+    kept = {"budget": budget.to_dict(), "space": space.to_dict(), "versions": versions()}
+    for name, data in kept.items():
         if study.user_attrs.get(name) != json.loads(json.dumps(data)):
             study.set_user_attr(name, data)
     requeue_running(study)  # their process is gone: this one owns the study now

@@ -243,7 +243,7 @@ class SearchResult:
             path.write_text(overlay.text(self, path), encoding="utf-8")
         results = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         (folder / numbers).write_text(results, encoding="utf-8")
-        text = page(Overview.of(self, folder), folder.name)
+        text = page(Overview.of(self, folder if winner else ""), folder.name)
         (folder / shown).write_text(text, encoding="utf-8")
 
 

@@ -116,7 +116,14 @@ class Screening:
         if not values or outcome.reason:
             trial.set_constraint("health", 1.0)
             values = self._penalty()
+        else:
+            self._feasible(trial)
         self.study.tell(trial, values)
+
+    def _feasible(self, trial: optuna.Trial) -> None:
+        """A GP wants the constraint of every trial; elsewhere one without it is feasible."""
+        if self.budget.sampler == "gp":
+            trial.set_constraint("health", -1.0)
 
     def _tell_slow(self, trial: optuna.Trial, outcome: Outcome, step: int) -> None:
         """TPE ranks what is PRUNED below what is not; a GP would not see it at all."""
@@ -128,6 +135,7 @@ class Screening:
         if self.budget.sampler == "tpe" or not known:
             self.study.tell(trial, state=TrialState.PRUNED)
             return
+        self._feasible(trial)
         # The middle of the worse half is what a trial of the slower half can be expected to reach.
         share = 0.75 if self.budget.mode == "min" else 0.25
         self.study.tell(trial, known[round(share * (len(known) - 1))])

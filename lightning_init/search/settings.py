@@ -16,12 +16,11 @@ from lightning_init.search.budget import Budget, Goal
 from lightning_init.search.devices import cores, threads_each, visible_devices
 from lightning_init.search.evaluate import TRAIN_LOSS
 from lightning_init.search.job import ConfigError, Job
-from lightning_init.search.keys import dotted_keys
 from lightning_init.search.look import Look, look
 from lightning_init.search.objectives import Objective, parse_objectives, usual_mode
 from lightning_init.search.session import Workers
-from lightning_init.search.space import STRATEGY, Axis, Space, around, parse_axis
-from lightning_init.strategies.spec import InitSpec
+from lightning_init.search.space import STRATEGY, Space
+from lightning_init.search.wanted import wanted
 
 _STEPS = 200
 
@@ -79,7 +78,11 @@ class Settings:
         """The first line of output."""
         budget = self.budget
         goals = ", ".join(f"{goal.name} ({goal.mode})" for goal in budget.goals)
-        axes = ", ".join(f"{key} {_extent(axis)}" for key, axis in self.space.config.items())
+        searched = {
+            **self.space.config,
+            **{f"scale of {k}": v for k, v in self.space.scales.items()},
+        }
+        axes = ", ".join(f"{key} {axis}" for key, axis in searched.items())
         longer = f" of {budget.horizon} steps" if budget.horizon != budget.steps else ""
         return (
             f"Searching {goals} over {len(self.space.strategies)} "
@@ -121,10 +124,9 @@ def settings_for(job: Job, options: Namespace, name: str) -> Settings:
             "LightningCLI has them: --cli train.py:main)"
         )
     config = job.plain()
-    axes, lr_key, said = _axes(job, options)
-    notes += said
-    space = _space(options, axes)
     seen = look(job)
+    space, lr_key, said = wanted(job, options, seen.architecture)
+    notes += said
     budget = _budget(seen, options)
     if budget.trials < len(space.names):
         late = ", ".join(point[STRATEGY] for point in space.recipes()[budget.trials :])
@@ -153,38 +155,6 @@ def settings_for(job: Job, options: Namespace, name: str) -> Settings:
 def vars_of(budget: Budget) -> dict[str, Any]:
     """The fields of a budget."""
     return {name: getattr(budget, name) for name in Budget.__dataclass_fields__}
-
-
-def _axes(job: Job, options: Namespace) -> tuple[dict[str, Axis], str, list[str]]:
-    """The configuration's axes, the learning rate's key, and what to say about it."""
-    axes = dict(parse_axis(text) for text in options.get("axis") or [])
-    known = dotted_keys(job.plain())
-    for key in axes:
-        if key not in known:
-            raise ConfigError(f"--axis: {unknown('configuration key', key, known)}")
-    rates = job.learning_rates()
-    chosen = options.get("lr_key")
-    if chosen is not None and chosen not in rates:
-        raise ConfigError(f"--lr-key: {unknown('learning rate', chosen, rates)}")
-    if chosen is None and len(rates) == 1:
-        chosen = next(iter(rates))
-    if chosen is not None and chosen not in axes:
-        axes[chosen] = around(rates[chosen])
-    if chosen is not None or set(axes) & set(rates):
-        return axes, chosen or next(key for key in axes if key in rates), []
-    found = f"{len(rates)} learning rates" if rates else "no learning rate"
-    note = (
-        f"{found} in the configuration: the learning rate is fixed, and at a wrong one the "
-        "ranking of inits misleads; name one with --lr-key"
-    )
-    return axes, "", [note]
-
-
-def _space(options: Namespace, axes: Mapping[str, Axis]) -> Space:
-    given = options.get("strategies") or ""
-    names = tuple(name.strip() for name in given.split(",") if name.strip())
-    files = {name: InitSpec.load(name) for name in names if name.endswith((".yaml", ".yml"))}
-    return Space(names, axes, files)
 
 
 def _budget(seen: Look, options: Namespace) -> Budget:
@@ -233,11 +203,8 @@ def _identity(
         "steps": budget.steps,
         "seed": budget.seed,
         "sampler": budget.sampler,
-        "space": {key: str(axis) for key, axis in space.axes.items()},
+        "space": space.to_dict(),
+        "axes": {key: axis.to_dict() for key, axis in space.axes.items()},
     }
     text = json.dumps(data, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _extent(axis: Axis) -> str:
-    return str(axis.choices) if axis.choices else f"{axis.low:.3g}..{axis.high:.3g}"

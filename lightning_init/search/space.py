@@ -83,7 +83,8 @@ class Space:
         put(self, "strategies", tuple(names))
         put(self, "config", dict(self.config))
         put(self, "fixed", {name: fixed[name] for name in names if name in fixed})
-        put(self, "scales", {part: axis.at(1.0) for part, axis in self.scales.items()})
+        scales = {part: _narrowed("rescaled", "scale", axis) for part, axis in self.scales.items()}
+        put(self, "scales", {part: axis.at(1.0) for part, axis in scales.items()})
         ranges: dict[str, dict[str, Axis]] = {}
         for key, own in self.ranges.items():
             if (name := get(key).name) not in names or name in fixed:
@@ -227,6 +228,19 @@ def rescale(spec: InitSpec, factors: Mapping[str, float]) -> InitSpec:
     flat = spec.strategy == "chain" and set(spec.params) <= {"steps"} and not spec.overrides
     below = spec.params.get("steps", ("auto",)) if flat else (spec,)
     return InitSpec("chain", {"steps": [*below, last]})
+
+
+def scheme(spec: InitSpec) -> str:
+    """The name of a strategy, also where factors lie on top of it.
+
+    Example:
+        >>> scheme(rescale(InitSpec("lsuv"), {"all": 2.0})), scheme(InitSpec("chain"))
+        ('lsuv', 'chain')
+    """
+    chained: Sequence[InitSpec] = spec.params.get("steps", ())
+    steps = chained if spec.strategy == "chain" else []
+    below = len(steps) == 2 and steps[1].strategy == "rescaled"
+    return steps[0].strategy if below else spec.strategy
 
 
 def _check_axes(name: str, axes: Mapping[str, Axis]) -> None:

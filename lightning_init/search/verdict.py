@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_init.search.candidates import Candidate, Run, label, short
+from lightning_init.search.space import scheme
 from lightning_init.search.statistics import Comparison
 from lightning_init.search.sweep import rates_text
+from lightning_init.strategies.spec import InitSpec
 
 if TYPE_CHECKING:
     from lightning_init.search.result import SearchResult
@@ -164,7 +166,7 @@ def _without(result: SearchResult) -> Iterator[str]:
     for trial in result.trials:
         if trial["spec"] is None:
             continue
-        name = trial["spec"]["strategy"]
+        name = scheme(InitSpec.from_dict(trial["spec"]))
         found.setdefault(name, trial["reason"])
         if trial["metric"] is not None:
             found[name] = ""

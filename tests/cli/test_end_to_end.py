@@ -66,12 +66,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def alive(group: int) -> list[int]:
+def alive(session: int) -> list[int]:
+    """Workers lead groups of their own, but stay in the session."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            state, _, pgrp = entry.read_text().rpartition(")")[2].split()[:3]
-            if int(pgrp) == group and state != "Z":
+            state, _, _, found_in = entry.read_text().rpartition(")")[2].split()[:4]
+            if int(found_in) == session and state != "Z":
                 found.append(int(entry.parent.name))
     return found
 

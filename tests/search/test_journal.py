@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from lightning_init.search.journal import BusyError, LostError, open_storage, repair
+from lightning_init.search.journal import _BETWEEN, BusyError, LostError, open_storage, repair
 from lightning_init.search.owner import Owner
 
 
@@ -232,3 +232,30 @@ def test_an_owner_gives_signs_of_life(url, monkeypatch):
         end = time.monotonic() + 60
         while owner._record()["time"] == first:
             assert time.monotonic() < end
+
+
+def test_optunas_numbers_of_what_lies_between_begin_and_end_of_a_trial():
+    from optuna.storages.journal._storage import JournalOperation
+
+    names = {JournalOperation(number).name for number in _BETWEEN}
+    assert names == {
+        "SET_TRIAL_PARAM",
+        "SET_TRIAL_INTERMEDIATE_VALUE",
+        "SET_TRIAL_USER_ATTR",
+        "SET_TRIAL_SYSTEM_ATTR",
+    }
+
+
+def test_the_disk_is_waited_for_when_a_trial_begins_or_ends(tmp_path, monkeypatch):
+    waits = []
+    with open_storage(tmp_path / "j") as storage:
+        study = study_in(storage)
+        monkeypatch.setattr("lightning_init.search.journal.os.fsync", waits.append)
+        trial = study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
+        assert len(waits) == 1
+        for step in range(20):
+            trial.report(1.0, step)
+        trial.set_user_attr("reason", "")
+        assert len(waits) == 1
+        study.tell(trial, 1.0)
+        assert len(waits) == 2

@@ -75,6 +75,16 @@ def test_penalties_are_no_metrics(mixed):
     assert all(one.metric is None for one in seen.trials if one.reason)
 
 
+def test_the_metric_of_a_trial_that_was_stopped_does_not_count():
+    def evaluate(trial, report):
+        stopped = trial.spec.strategy == "normal"
+        return Outcome(0.001 if stopped else 1.0, reason="diverges" if stopped else "")
+
+    seen = Overview.of(find(evaluate, trials=8))
+    assert line(plots.history(seen), "best so far")["y"] == [1.0] * (seen.counts["healthy"] + 1)
+    assert "normal" not in {box["name"] for box in plots.strategies(seen)["data"]}
+
+
 def test_boxes_are_in_order_of_the_median(mixed):
     figure = check(plots.strategies(Overview.of(mixed)))
     names = [box["name"] for box in figure["data"]]

@@ -8,7 +8,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from lightning_init import InitSpec, search_init
+from lightning_init import InitSpec, SearchResult, search_init
 from lightning_init.search.journal import open_storage
 from lightning_init.search.records import OtherStudyError
 from tests.search.fakes import LR, SPACE, AtCall, Recorded, interrupt
@@ -132,3 +132,26 @@ def test_a_database_works_and_goes_on(tmp_path):
     result = find(evaluate, url, trials=5)
     assert [row["state"] for row in result.trials].count("COMPLETE") == 5
     assert result.suggestion() == InitSpec("orthogonal")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_a_sampler_that_goes_on_proposes_nothing_twice(tmp_path, sampler):
+    find(Recorded(tmp_path), tmp_path / "j", trials=9, sampler=sampler)
+    result = find(Recorded(tmp_path), tmp_path / "j", trials=15, sampler=sampler)
+    rates = [trial.params[LR] for trial in result.study.trials if trial.params[LR] != 0.01]
+    assert len(rates) == len(set(rates)) >= 8
+
+
+def test_a_folder_alone_gives_the_result_back(tmp_path):
+    lost = "no search in .* it has no study.journal"
+    with pytest.raises(ValueError, match=lost):
+        SearchResult.load(tmp_path)
+    path = tmp_path / "study.journal"
+    with pytest.raises(KeyboardInterrupt):
+        find(Recorded(tmp_path, trouble=AtCall(11, interrupt)), path)
+    with pytest.raises(ValueError, match="has not ended: the command that began it goes on"):
+        SearchResult.load(tmp_path)
+    result = find(Recorded(tmp_path), path, lr_key=LR, confirm_steps=40)
+    again = SearchResult.load(tmp_path)
+    assert again.to_dict() == result.to_dict()
+    assert again.rates == result.rates

@@ -1,5 +1,7 @@
 """The flat space: shared axes, recipes, legal specs, and axes as text."""
 
+from pathlib import Path
+
 import optuna
 import pytest
 import torch
@@ -347,3 +349,13 @@ def test_gp_samples_every_axis_together():
     assert len(sampled) == 2
     for trial in sampled:
         assert set(trial.params) == set(distributions)
+
+
+def test_the_file_of_the_documentation_is_one(tmp_path):
+    text = Path("docs/search.md").read_text(encoding="utf-8")
+    yaml_block = next(b for b in text.split("```yaml\n")[1:] if b.startswith("strategies:"))
+    (tmp_path / "space.yaml").write_text(yaml_block.partition("```")[0])
+    space = Space.load(tmp_path / "space.yaml")
+    assert space.names == (*("keep", "auto", "orthogonal", "kaiming_normal"), space.names[-1])
+    assert (space.axes["scale.head"].low, space.axes["scale.head"].high) == (0.1, 10.0)
+    assert space.axes["model.init_args.act"].choices == ("tanh", "relu")

@@ -1,6 +1,7 @@
 """Paired comparison: against scipy, and calibrated under repeated simulation."""
 
 import math
+from itertools import product
 
 import numpy as np
 import optuna
@@ -11,7 +12,7 @@ from lightning_init import InitSpec
 from lightning_init.search.budget import Goal
 from lightning_init.search.candidates import Candidate, Run
 from lightning_init.search.result import SearchResult
-from lightning_init.search.statistics import compare
+from lightning_init.search.statistics import chances_of_best, compare, stability
 
 RNG = np.random.default_rng(0)
 ONE, TWO = RNG.normal(1.0, 0.2, 7).tolist(), RNG.normal(1.1, 0.2, 7).tolist()
@@ -186,3 +187,55 @@ def test_the_best_mean_wins_and_fewer_failures_come_first(mode, sign):
     assert result.best.number == 3
     assert result.suggestion() == InitSpec("orthogonal")
     assert [row[4] for row in result.rows()] == ["0", "0", "1 of 3", "0"]
+
+
+def test_the_chance_of_being_better_is_students():
+    found = compare(ONE, TWO)
+    p = stats.ttest_rel(TWO, ONE, alternative="greater").pvalue
+    assert found.chance == pytest.approx(1 - p, rel=1e-12)
+    assert compare(TWO, ONE).chance == pytest.approx(p, rel=1e-9)
+    assert compare(ONE, ONE).chance == 0.5
+    assert math.isnan(compare([1.0], [2.0]).chance)
+
+
+def test_no_spread_is_certain():
+    found = compare([1.0, 1.0], [2.0, 2.0])
+    assert (found.low, found.high, found.chance) == (1, 1, 1)
+    assert compare([2.0, 2.0], [1.0, 1.0]).chance == 0
+    assert compare([2.0, 2.0], [1.0, 1.0]).worse
+
+
+def test_the_chance_of_being_the_best():
+    assert chances_of_best([[1.0, 1.0], [1.0, 1.0]]) == [0.5, 0.5]
+    assert chances_of_best([[1.0, 3.0], [2.0, 2.0]], "max") == pytest.approx([0.5, 0.5], abs=0.03)
+    assert chances_of_best([[1.0, None], [2.0, 2.0]]) == pytest.approx([0.25, 0.75], abs=0.03)
+    assert chances_of_best([[None], [None]]) == [0.0, 0.0]
+    rows = RNG.normal(size=(3, 4))
+    shares = chances_of_best(rows.tolist())
+    assert sum(shares) == pytest.approx(1)
+    every = [rows[:, list(chosen)].mean(axis=1).argmin() for chosen in product(range(4), repeat=4)]
+    exact = np.bincount(every, minlength=3) / len(every)
+    assert shares == pytest.approx(exact.tolist(), abs=0.03)
+
+
+def test_the_order_at_two_horizons():
+    names = ["a", "b", "c", "d"]
+    early = [[1.0, 1.1], [2.0, 2.1], [3.0, 3.1], [4.0, 4.1]]
+    swapped = [early[1], early[0], early[2], early[3]]
+    same = stability(names, early, early, (50, 150))
+    assert (same.tau, same.text) == (1.0, "ranks at 50 and 150 steps agree (tau 1)")
+    turned = stability(names, early, early[::-1], (50, 150))
+    assert turned.tau == -1
+    assert turned.text == (
+        "ranks at 50 and 150 steps disagree (tau -1): at 50 steps a led, at 150 d: use longer "
+        "--steps"
+    )
+    found = stability(names, early, swapped, (50, 150))
+    assert found.tau == pytest.approx(stats.kendalltau([1, 2, 3, 4], [2, 1, 3, 4]).statistic)
+    noisy = stability(names[:2], [[1.0, 1.2], [1.1, 1.3]], [[1.0, 3.0], [2.0, 1.5]], (5, 9))
+    assert "differ within the noise" in noisy.text
+    assert stability(["a"], [[1.0]], [[1.0]], (5, 9)) is None
+    assert stability(names[:2], [[None], [1.0]], [[1.0], [1.0]], (5, 9)) is None
+    level = stability(names[:2], [[1.0], [1.0]], [[2.0], [3.0]], (5, 9))
+    assert level.tau is None
+    assert stability(names, early, early, (5, 9), "max").tau == 1

@@ -324,3 +324,14 @@ def test_progress_counts_up():
 def test_worker_processes_may_load_data_with_processes_of_their_own():
     result = find(loads_with_a_worker, workers=1, trials=2, confirm_seeds=2)
     assert [row["reason"] for row in result.trials] == ["", ""]
+
+
+@pytest.mark.slow
+def test_a_gp_turns_away_from_what_is_unhealthy():
+    shares = []
+    for seed in range(3):
+        space = Space(NAMES, SPACE.config)
+        result = find(half_unhealthy, space, trials=36, seed=seed, sampler="gp")
+        later = result.trials[20:]
+        shares.append(sum(bool(row["reason"]) for row in later) / len(later))
+    assert sum(shares) / 3 < 0.4, shares

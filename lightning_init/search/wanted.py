@@ -1,0 +1,140 @@
+"""The space that a command's options and the user's configuration ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from lightning_init.architecture.arguments import unknown
+from lightning_init.architecture.params import Architecture
+from lightning_init.search.applicable import space_for
+from lightning_init.search.axis import Axis, around, parse_axis
+from lightning_init.search.job import ConfigError, Job
+from lightning_init.search.keys import dotted_items
+from lightning_init.search.space import FACTOR, PARTS, Space
+from lightning_init.search.space_file import from_plain, read_file
+from lightning_init.strategies.needs import UnsuitableError
+from lightning_init.strategies.registry import get
+from lightning_init.strategies.spec import InitSpec
+
+
+def wanted(
+    job: Job, options: Namespace, architecture: Architecture
+) -> tuple[Space, str, tuple[str, ...]]:
+    """The space, the learning rate's key (`""` if it is fixed), and what to say about them.
+
+    What the command line says goes before what `--space FILE` says; every axis of the
+    configuration begins at the user's own value.
+
+    Args:
+        job: The configuration.
+        options: `space`, `strategies`, `axis`, `scale`, `lr_key`; what is missing is not asked for.
+        architecture: Of the model.
+
+    Raises:
+        ConfigError: If something is not legal for this configuration or this model.
+    """
+    given = _file(options)
+    axes = {**given.get("config", {}), **_axes(options)}
+    values = dict(dotted_items(job.plain()))
+    for key in axes:
+        if key not in values:
+            raise ConfigError(f"--axis: {unknown('configuration key', key, values)}")
+    notes: list[str] = []
+    axes = {key: _at(key, axis, values[key], notes) for key, axis in axes.items()}
+    axes, lr_key = _learning_rate(job, options, axes, notes)
+    scales = {**given.get("scales", {}), **_scales(options)}
+    try:
+        names, fixed, ranges = _strategies(options, given)
+        space, said = space_for(architecture, names, axes, scales, fixed=fixed, ranges=ranges)
+    except UnsuitableError as error:
+        raise ConfigError(f"--strategies: {error}") from None
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from None
+    return space, lr_key, (*notes, *said)
+
+
+def _file(options: Namespace) -> dict[str, Any]:
+    """What `--space FILE` asks for, as arguments of a space."""
+    path = options.get("space")
+    if path is None:
+        return {}
+    try:
+        return from_plain(read_file(path), Path(path).parent)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"--space {path}: {error}") from None
+
+
+def _axes(options: Namespace) -> dict[str, Axis]:
+    try:
+        return dict(parse_axis(text) for text in options.get("axis") or [])
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _scales(options: Namespace) -> dict[str, Axis]:
+    """`PART`, `PART=LOW:HIGH[:log]` or `PART=a,b,c`."""
+    found = {}
+    for text in options.get("scale") or []:
+        part = text.partition("=")[0]
+        if part not in PARTS:
+            raise ConfigError(f"--scale: {unknown('part of a model', part, PARTS)}")
+        try:
+            found[part] = parse_axis(text, "--scale")[1] if "=" in text else FACTOR
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+    return found
+
+
+def _strategies(
+    options: Namespace, given: Mapping[str, Any]
+) -> tuple[tuple[str, ...], dict[str, InitSpec], dict[str, dict[str, Axis]]]:
+    """Names, specs by label, narrower ranges."""
+    text = options.get("strategies") or ""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    ranges = given.get("ranges", {})
+    if not names:
+        return given.get("strategies", ()), given.get("fixed", {}), ranges
+    fixed = {name: InitSpec.load(name) for name in names if name.endswith((".yaml", ".yml"))}
+    chosen = {get(name).name for name in names if name not in fixed}
+    return names, fixed, {name: own for name, own in ranges.items() if name in chosen}
+
+
+def _at(key: str, axis: Axis, value: Any, notes: list[str]) -> Axis:
+    """The axis that begins where the user is; a note if it had to be widened, or cannot."""
+    try:
+        found = axis.at(value)
+    except ValueError:
+        notes.append(
+            f"{key} is {value} in your configuration, which {axis} cannot hold: trials begin at "
+            f"{axis.start}"
+        )
+        return axis
+    if not axis.holds(value):
+        notes.append(f"{key}: {axis} is widened to hold your own {value}")
+    return found
+
+
+def _learning_rate(
+    job: Job, options: Namespace, axes: dict[str, Axis], notes: list[str]
+) -> tuple[dict[str, Axis], str]:
+    """The axes with one for the learning rate, and its key."""
+    rates = job.learning_rates()
+    chosen = options.get("lr_key")
+    if chosen is not None and chosen not in rates:
+        raise ConfigError(f"--lr-key: {unknown('learning rate', chosen, rates)}")
+    if chosen is None and len(rates) == 1:
+        chosen = next(iter(rates))
+    if chosen is not None:
+        return {chosen: around(rates[chosen]), **axes}, chosen
+    if searched := [key for key in axes if key in rates]:
+        return axes, searched[0]
+    found = f"{len(rates)} learning rates" if rates else "no learning rate"
+    notes.append(
+        f"{found} in the configuration: the learning rate is fixed, and at a wrong one the "
+        "ranking of inits misleads; name one with --lr-key"
+    )
+    return axes, ""
