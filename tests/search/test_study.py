@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -12,7 +13,7 @@ from lightning_init import InitSpec, search_init
 from lightning_init.search.finalists import HopelessError
 from lightning_init.search.job import ConfigError
 from lightning_init.search.space import STRATEGY, Space, around
-from lightning_init.search.trial import Outcome
+from lightning_init.search.trial import Outcome, Report, Trial
 from tests.search.fakes import (
     LR,
     SPACE,
@@ -335,3 +336,24 @@ def test_a_gp_turns_away_from_what_is_unhealthy():
         later = result.trials[20:]
         shares.append(sum(bool(row["reason"]) for row in later) / len(later))
     assert sum(shares) / 3 < 0.4, shares
+
+
+def test_of_inits_that_begin_with_the_same_weights_one_is_confirmed():
+    def evaluate(trial: Trial, report: Report) -> Outcome:
+        same = "same" if trial.spec.strategy in ("orthogonal", "xavier_normal") else trial.spec
+        return replace(valley(trial, report), info={"init_fingerprint": str(same)})
+
+    result = find(evaluate, trials=5)  # one trial of each
+    names = [one.spec.strategy for one in result.candidates if one.kind == "finalist"]
+    assert sorted(names) == ["auto", "normal", "orthogonal"]
+
+
+def test_an_exit_in_the_users_code_is_a_crash():
+    def evaluate(trial: Trial, report: Report) -> Outcome:
+        if trial.spec.strategy == "normal":
+            raise SystemExit(3)
+        return valley(trial, report)
+
+    result = find(evaluate, trials=6)
+    assert "crashed: SystemExit: 3" in [row["reason"] for row in result.trials]
+    assert result.suggestion() == InitSpec("orthogonal")
