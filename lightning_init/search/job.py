@@ -85,7 +85,13 @@ class Job:
     def plain(self) -> dict[str, Any]:
         """The resolved configuration as nested plain data, without the command's options."""
         parser = self._cli.inner_parser
-        text = parser.dump(self.config, skip_none=False, format="yaml", skip_validation=True)
+        try:
+            text = parser.dump(self.config, skip_none=False, format="yaml", skip_validation=True)
+        except yaml.representer.RepresenterError as error:
+            raise ConfigError(
+                f"{error.args[-1]!r} in the configuration cannot be written as YAML, and "
+                "LightningCLI's own fit fails on it too; for callbacks.Timer write trainer.max_time"
+            ) from error
         left = {*self._cli.options, *_FIT_ONLY, "config"}
         data = yaml.safe_load(text)
         return {key: v for key, v in data.items() if key not in left and v is not None}

@@ -323,3 +323,13 @@ def test_a_file_is_not_changed(write):
     before = Path(path).read_bytes()
     Job(["--config", path])
     assert Path(path).read_bytes() == before
+
+
+def test_what_lightning_itself_cannot_write_is_said_so(job):
+    timer = {
+        "class_path": "lightning.pytorch.callbacks.Timer",
+        "init_args": {"duration": "00:00:10:00"},
+    }
+    read = job({**BOTH, "trainer": {"callbacks": [timer]}})
+    with pytest.raises(ConfigError, match=r"own fit fails on it too; for callbacks\.Timer write"):
+        read.plain()
