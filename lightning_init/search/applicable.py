@@ -163,10 +163,15 @@ def choose(architecture: Architecture) -> Choice:
         >>> from lightning_init import analyze
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         >>> choose(analyze(model)).names
-        ('keep', 'auto', 'torch_default', 'xavier_normal', 'orthogonal', 'lsuv', 'channel_norm')
+        ('keep', 'auto', 'xavier_normal', 'orthogonal', 'lsuv', 'channel_norm', 'torch_default')
     """
     facts = Facts.of(architecture)
-    names = [*ALWAYS, "torch_default", *([] if facts.sine else [facts.law])]
+    law = [] if facts.sine else [facts.law]
+    # What most promises is tried first: what is made for the structure, where there is any.
+    made_for = (
+        facts.attention or facts.branches or facts.recurrent or (facts.deep and not facts.norm)
+    )
+    names = [*ALWAYS, *([] if made_for else law)]
     why: dict[str, str] = {}
     for schemes, wanted in RULES:
         lacks = _lacks(facts, wanted)
@@ -174,6 +179,7 @@ def choose(architecture: Architecture) -> Choice:
             if not lacks and name not in names:
                 names.append(name)
             why[name] = lacks
+    names += [name for name in (*law, "torch_default") if name not in names]
     ours = __name__.partition(".")[0]
     for entry in entries():  # of plugins: whoever registers them wants them tried
         foreign = entry.function.__module__.partition(".")[0] != ours
@@ -185,6 +191,19 @@ def choose(architecture: Architecture) -> Choice:
         if name not in names[:MOST]:
             left[text] = (*left.get(text, ()), name)
     return Choice(tuple(names[:MOST]), left)
+
+
+def _promising_first(
+    strategies: Sequence[str | InitSpec], architecture: Architecture
+) -> tuple[str | InitSpec, ...]:
+    """The same strategies: those that the default space would hold first, in its order."""
+    order = choose(architecture).names
+
+    def rank(one: str | InitSpec) -> int:
+        known = isinstance(one, str) and one in order
+        return order.index(str(one)) if known else len(order)
+
+    return tuple(sorted(strategies, key=rank))
 
 
 def refusal(spec: InitSpec, architecture: Architecture) -> str:
@@ -263,7 +282,9 @@ def space_for(
         if part not in there:
             raise ValueError(unknown("part of this model", part, there))
     if strategies:
-        space = Space(tuple(strategies), config or {}, fixed, scales, ranges or {})
+        space = Space(
+            _promising_first(strategies, architecture), config or {}, fixed, scales, ranges or {}
+        )
         for name in space.names:
             if why := refusal(space.fixed.get(name) or InitSpec(name), architecture):
                 raise UnsuitableError(why)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -34,7 +34,7 @@ class ModuleEvaluate:
     data: pl.LightningDataModule | None
     loaders: tuple[Any, Any]
     settings: dict[str, Any]
-    objective: Objective = field(default_factory=Objective)
+    objectives: tuple[Objective, ...] = (Objective(),)
 
     def __post_init__(self) -> None:
         self._undo = keep_data(self.data, self.loaders)
@@ -55,7 +55,7 @@ class ModuleEvaluate:
             return self.make(seed, trial.config, callbacks, settings)
 
         with isolated():
-            return short_fit(build, trial, report, (self.objective,))
+            return short_fit(build, trial, report, self.objectives)
 
     def make(
         self,

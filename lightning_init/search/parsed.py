@@ -161,16 +161,18 @@ class _Front(LightningCLI):
         try:
             super().before_instantiate_classes()
             inner = self.inner
+            logs = inner.get("trainer.logger") is not False
             for key, value in short.items():  # before a logger or profiler is made
                 if f"trainer.{key}" in inner:
                     inner[f"trainer.{key}"] = value
             super().instantiate_classes()
-            # hooks that tell the logger something must find one
+            # hooks and steps that tell the logger something must find one; it keeps nothing
             self.trainer.logger = DummyLogger()
             super().after_instantiate_classes()
             if self.subcommand is not None and (before := getattr(self, "before_fit", None)):
                 before()
-            self.trainer.loggers = []
+            if not logs:
+                self.trainer.loggers = []
             _without_files(self.model)
             return self.model, self.datamodule, self.trainer
         finally:

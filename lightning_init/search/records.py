@@ -31,14 +31,14 @@ class OtherStudyError(ValueError):
 
 
 def open_study(storage: optuna.storages.BaseStorage, budget: Budget, space: Space) -> optuna.Study:
-    """The screening: what was lost is queued again, the recipes come first."""
+    """The screening: what was lost is queued again; `keep` and `auto` come first."""
     study = open_part(storage, "search", budget)
     kept = {"budget": budget.to_dict(), "space": space.to_dict(), "versions": versions()}
     for name, data in kept.items():
         if study.user_attrs.get(name) != json.loads(json.dumps(data)):
             study.set_user_attr(name, data)
     requeue_running(study)  # their process is gone: this one owns the study now
-    for point in space.recipes()[: budget.trials]:
+    for point in space.recipes()[: min(2, budget.trials)]:
         study.enqueue_trial(point, skip_if_exists=True)
     return study
 

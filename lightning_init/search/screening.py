@@ -17,6 +17,7 @@ from lightning_init.search.budget import Budget
 from lightning_init.search.executors import Answer
 from lightning_init.search.finalists import HopelessError
 from lightning_init.search.job import ConfigError
+from lightning_init.search.opening import queue_opening
 from lightning_init.search.pruner import PRUNED, SlowPruner
 from lightning_init.search.records import (
     attributes,
@@ -76,6 +77,7 @@ class Screening:
         """Ask for the next trial."""
         if self.total - self.done - len(self.running) <= 0:
             return None
+        queue_opening(self.study, self.budget, self.space)
         trial = self.study.ask(self._distributions)
         self.running[trial.number] = trial
         return trial.number, self._trial(trial.params)

@@ -17,14 +17,16 @@ from lightning.pytorch.utilities.parsing import (
 from torch import nn
 
 from lightning_init.architecture.arguments import unknown
+from lightning_init.search.applicable import space_for
 from lightning_init.search.as_before import as_before, keep_data, model_as_before
+from lightning_init.search.budget import Budget
 from lightning_init.search.fresh import Fresh, copied
 from lightning_init.search.job import SHORT, interruptible
 from lightning_init.search.look import Look, look_at
 from lightning_init.search.loop import Progress
 from lightning_init.search.mistakes import ConfigError
 from lightning_init.search.module_evaluate import ModuleEvaluate
-from lightning_init.search.objectives import Objective, usual_mode
+from lightning_init.search.objectives import Objective, parse_objectives, usual_mode
 from lightning_init.search.readout import TRAIN_LOSS
 from lightning_init.search.result import SearchResult
 from lightning_init.search.serve import quiet
@@ -95,9 +97,10 @@ class InitTuner:
         trials: int = 20,
         steps: int = 100,
         confirm_seeds: int = 5,
-        confirm_steps: int = 0,
+        confirm_steps: int | None = None,
         monitor: str | None = None,
         mode: Mode | None = None,
+        objective: str | Sequence[str] = "last",
         lr_name: str = "",
         seed: int = 0,
         sampler: Literal["tpe", "gp"] = "tpe",
@@ -116,16 +119,19 @@ class InitTuner:
             datamodule: Its data; or pass loaders, or let the model bring them.
             train_dataloaders: Loaders, as `Trainer.fit` takes them.
             val_dataloaders: Loaders, as `Trainer.fit` takes them.
-            strategies: What to try, by name or spec; None for all that are searched by default.
+            strategies: What to try, by name or spec; None for what applies to the model.
             space: What to try in detail, instead of `strategies`; its configuration keys are
                 attributes or hyperparameters of the model.
             trials: Trials in the screening; with a storage, over all sessions.
             steps: Training steps of a trial, at most those of the Trainer.
             confirm_seeds: Fresh paired seeds for the best few and `keep`, at least 2.
-            confirm_steps: Training steps of a confirmation run; 0 for `steps`.
+            confirm_steps: Training steps of a confirmation run; None for three times `steps`, at
+                most those of the Trainer.
             monitor: The metric; None for what the Trainer's checkpoints watch, else `val_loss`,
                 else the training loss.
             mode: Which is better; None to go by the name.
+            objective: `last`, `area`, `steps_to=0.9`, ... of the metric; several are searched
+                together, see `Objective`.
             lr_name: The attribute or hyperparameter that is the learning rate; `""` looks for
                 `lr` and `learning_rate`.
             seed: Of the screening; confirmation uses the next ones.
@@ -168,8 +174,11 @@ class InitTuner:
                     self.trainer.limit_val_batches,
                 )
                 horizon = min(steps, seen.job_steps or steps)
-                evaluate.objective = self._objective(seen, monitor, mode)
-                chosen = space or Space(tuple(strategies or ()), _axes(model, name))
+                evaluate.objectives = self._objectives(seen, monitor, mode, objective)
+                notes: tuple[str, ...] = ()
+                if space is None:
+                    space, notes = space_for(seen.architecture, strategies, _axes(model, name))
+                chosen = space
                 for key in chosen.config:
                     if not lightning_hasattr(model, key):
                         known = [k for k in (*vars(model), *model.hparams) if k[0] != "_"]
@@ -181,9 +190,9 @@ class InitTuner:
                     steps=horizon,
                     seed=seed,
                     confirm_seeds=confirm_seeds,
-                    confirm_steps=confirm_steps,
-                    mode=evaluate.objective.direction,
-                    monitor=evaluate.objective.name,
+                    confirm_steps=confirm_steps or Budget.longer(horizon, seen.job_steps),
+                    mode=[each.direction for each in evaluate.objectives],
+                    monitor=[each.name for each in evaluate.objectives],
                     sampler=sampler,
                     lr_key=name if name in chosen.config else "",
                     workers=workers,
@@ -199,9 +208,12 @@ class InitTuner:
             _apply(won, evaluate, model if other is None else other, number)
 
         found = {one.name: getattr(result, one.name) for one in fields(SearchResult)}
-        return TunedResult(**found, notes=_notes(evaluate, seen, horizon, name), write=write)
+        said = (*_notes(evaluate, seen, horizon, name), *notes)
+        return TunedResult(**found, notes=said, write=write)
 
-    def _objective(self, seen: Look, monitor: str | None, mode: Mode | None) -> Objective:
+    def _objectives(
+        self, seen: Look, monitor: str | None, mode: Mode | None, objective: str | Sequence[str]
+    ) -> tuple[Objective, ...]:
         logged = seen.metrics
         if monitor is None and (found := watched(self.trainer)) is not None:
             monitor, mode = found[0], mode or ("max" if found[1] == "max" else "min")
@@ -210,7 +222,8 @@ class InitTuner:
             raise ConfigError(
                 f"monitor: {unknown('metric', monitor, logged)} (the module logs these)"
             )
-        return Objective("last", monitor, mode or usual_mode(monitor))
+        texts = [objective] if isinstance(objective, str) else list(objective)
+        return parse_objectives(texts, monitor, mode or usual_mode(monitor))
 
 
 def _uncompiled(model: nn.Module) -> pl.LightningModule:

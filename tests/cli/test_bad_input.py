@@ -186,13 +186,13 @@ def test_a_folder_of_another_search(refused, capsys, tmp_path, change):
     first = (*SEARCH, f"--out={out}", "--confirm-seeds=2", "--strategies=keep")
     assert main(list(first)) == 0
     capsys.readouterr()
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     assert main([*first, change]) == 2
     said = capsys.readouterr()
     assert said.err.count("\n") == 1
     assert "another configuration" in said.err
     assert f"--out {out}-2" in said.err
-    after = {path.name: path.read_bytes() for path in out.iterdir()}
+    after = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     for name in ("best.yaml", "results.json", "report.html"):
         assert after[name] == before[name]
 

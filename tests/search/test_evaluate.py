@@ -234,3 +234,23 @@ def test_a_scheme_that_cannot_serve_the_model_is_an_outcome_with_its_reason(eval
     found = evaluator(digits())(trial(strategy), go_on)
     assert found.metric is None
     assert found.reason.startswith(f"{strategy} needs ")
+
+
+class TalksToItsLogger(Net):
+    """As users do: pictures and texts go to the experiment itself."""
+
+    def training_step(self, batch):
+        loss = super().training_step(batch)
+        self.logger.experiment.add_scalar("mine", loss, self.global_step)
+        self.logger.log_metrics({"mine": float(loss)})
+        return loss
+
+
+def test_a_model_that_talks_to_its_logger_is_no_crash(evaluator, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    talks = {"class_path": "tests.search.test_evaluate.TalksToItsLogger"}
+    evaluate = evaluator({**SMALL, "model": talks})
+    before = sorted(tmp_path.rglob("*"))
+    found = evaluate(trial(), go_on)
+    assert found.metric == evaluator(SMALL)(trial(), go_on).metric
+    assert sorted(tmp_path.rglob("*")) == before, "it keeps nothing"

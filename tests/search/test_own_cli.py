@@ -9,6 +9,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_init.search.job import SHORT, ConfigError, Job
 from lightning_init.search.own_cli import recipe_from
@@ -166,6 +167,8 @@ def test_a_hook_that_needs_the_configured_logger_finds_it_and_none_is_made(job, 
         "init_args": {"save_dir": str(tmp_path / "logs")},
     }
     _, _, trainer = built(job({**CONFIG, "trainer": {"logger": logger}}))
+    assert [type(one) for one in trainer.loggers] == [DummyLogger]
+    _, _, trainer = built(job({**CONFIG, "trainer": {"logger": False}}))
     assert trainer.loggers == []
     assert not (tmp_path / "logs").exists()
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -377,3 +378,24 @@ def test_what_an_evaluate_function_gives_in_tensors_and_numpy_is_kept_as_plain_n
     assert run.info == {"at": 2.5, "3": "{1}", "far": None, "what": [4.0]}
     with pytest.raises(TypeError, match="holds numbers"):
         Outcome("0.5")
+
+
+def test_of_inits_that_begin_with_the_same_weights_one_is_confirmed():
+    def evaluate(trial: Trial, report: Report) -> Outcome:
+        same = "same" if trial.spec.strategy in ("orthogonal", "xavier_normal") else trial.spec
+        return replace(valley(trial, report), info={"init_fingerprint": str(same)})
+
+    result = find(evaluate, trials=5)  # one trial of each
+    names = [one.spec.strategy for one in result.candidates if one.kind == "finalist"]
+    assert sorted(names) == ["auto", "normal", "orthogonal"]
+
+
+def test_an_exit_in_the_users_code_is_a_crash():
+    def evaluate(trial: Trial, report: Report) -> Outcome:
+        if trial.spec.strategy == "normal":
+            raise SystemExit(3)
+        return valley(trial, report)
+
+    result = find(evaluate, trials=6)
+    assert "crashed: SystemExit: 3" in [row["reason"] for row in result.trials]
+    assert result.suggestion() == InitSpec("orthogonal")

@@ -111,7 +111,7 @@ def find(
 
 def evaluated(model: pl.LightningModule, own: pl.Trainer) -> ModuleEvaluate:
     loss = Objective("last", "val_loss")
-    return ModuleEvaluate(Fresh(model), Rows(), (None, None), settings_of(own), loss)
+    return ModuleEvaluate(Fresh(model), Rows(), (None, None), settings_of(own), (loss,))
 
 
 def state(model: pl.LightningModule, data: Rows, own: pl.Trainer) -> dict[str, object]:
@@ -499,3 +499,16 @@ def test_what_hooks_write_down_on_the_model_is_put_back(scene):
     before = sorted(vars(model))
     find(model, Rows())
     assert (model.seen, model.calls, sorted(vars(model))) == ([], 0, before)
+
+
+def test_the_default_space_is_for_this_model_and_several_objectives_are_a_front():
+    trainer = pl.Trainer(max_steps=40, accelerator="cpu", logger=False, enable_checkpointing=False)
+    found = InitTuner(trainer).find(
+        Net(), Rows(), trials=8, steps=10, confirm_seeds=2, objective=["last", "gap"]
+    )
+    assert [goal.name for goal in found.goals] == ["val_loss", "gap of val_loss"]
+    assert any(note.startswith("not tried: ") for note in found.notes)
+    tried = {row["spec"]["strategy"] for row in found.results}
+    assert "xavier_normal" in tried
+    assert not tried & {"gpt2", "recurrent", "fixup", "lsuv"}
+    assert {run.steps for run in found.baseline.runs} == {30}, "three times a trial's"
