@@ -49,12 +49,22 @@ def job_for(
     """
     quiet()
     return Job(
-        [a for a in arguments if a != FULL],
+        _without_full(arguments),
         lambda parser: add_flags(parser, command),
         f"{prog} {command}",
         COMMANDS[command],
         cli_of(arguments) if own is None else own,
     )
+
+
+def _without_full(arguments: Sequence[str]) -> list[str]:
+    """The arguments without the word behind `--help`; `--scale all` keeps its own."""
+    before = ["", *arguments]
+    return [
+        word
+        for last, word in zip(before, arguments, strict=False)
+        if not (word == FULL and last in ("-h", "--help"))
+    ]
 
 
 def cli_of(arguments: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
 
@@ -34,6 +35,27 @@ def as_before() -> Iterator[None]:
             signal.signal(number, handler)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def model_as_before(model: nn.Module) -> Iterator[None]:
+    """Put back attributes of a model's parts on leaving, and what they hold but for weights.
+
+    A copy of a model shares what its hooks have closed over, so trials of copies reach the model.
+    """
+    before = [(vars(part), dict(vars(part))) for part in model.modules()]
+    names = {*vars(nn.Module()), "_trainer", "_fabric"}
+    held = [value for _, values in before for name, value in values.items() if name not in names]
+    undo = keep_state(held)
+    try:
+        yield
+    finally:
+        for own, values in before:
+            for name in own.keys() - values.keys():
+                del own[name]
+            own.update(values)
+        for put_back in undo:
+            put_back()
 
 
 def keep_data(data: pl.LightningDataModule | None, loaders: Any) -> list[Undo]:

@@ -128,7 +128,7 @@ def answer_of(
             text = f"evaluate must return an Outcome, but gave {outcome!r}"
             return Answer(job, None, f"TypeError: {text}", user_error=True)
         return Answer(job, outcome)
-    except (KeyboardInterrupt, SystemExit, EOFError, BrokenPipeError):
+    except (KeyboardInterrupt, EOFError, BrokenPipeError):
         raise
     except BaseException as error:
         stream = log or sys.stderr

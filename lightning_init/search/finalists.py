@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -58,14 +58,20 @@ def as_built(study: optuna.Study, space: Space) -> Candidate:
 
 
 def finalists(study: optuna.Study, budget: Budget, space: Space) -> list[Candidate]:
-    """The best few, of one init with one learning rate each; of several goals, the Pareto front."""
+    """The best few, of one init with one learning rate each; of several goals, the Pareto front.
+
+    Of several that begin with the same weights, only the best is taken.
+    """
     found: dict[str, Candidate] = {}
     seen = {as_built(study, space).content}
+    begun: set[str] = set()
     for trial in _in_order(study, budget):
         one = _candidate(space, trial)
-        alike = without_rate(one, budget, space)
-        if one.content not in seen and alike not in found and not _only_rate(one, budget, space):
+        alike, drawn = without_rate(one, budget, space), _drawn(trial, one, budget, space)
+        new = one.content not in seen and alike not in found and drawn not in begun
+        if new and not _only_rate(one, budget, space):
             found[alike] = one
+            begun.add(drawn)
     return list(found.values())[: budget.top]
 
 
@@ -78,6 +84,15 @@ def without_rate(one: Candidate, budget: Budget, space: Space) -> str:
     """The content of a candidate but for a learning rate that is searched."""
     skip = budget.lr_key if rated(budget, space) else None
     return content(one.spec, {k: v for k, v in one.config.items() if k != skip})
+
+
+def _drawn(trial: FrozenTrial, one: Candidate, budget: Budget, space: Space) -> str:
+    """The same text for the same weights before the first step, whatever the scheme is called.
+
+    A calibration that is taken back leaves those of the scheme it began with.
+    """
+    weights = trial.user_attrs.get("info", {}).get("init_fingerprint") or str(one.spec)
+    return without_rate(replace(one, spec=InitSpec("keep")), budget, space) + weights
 
 
 def _only_rate(one: Candidate, budget: Budget, space: Space) -> bool:

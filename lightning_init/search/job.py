@@ -139,22 +139,27 @@ class Job:
 
     def learning_rates(self) -> dict[str, float]:
         """The learning rates in the configuration, by dotted key."""
-        found = {}
-        for key, value in dotted_items(self.plain()):
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-            if number and re.fullmatch(r"(.*\.)?(lr|learning_rate)", key):
-                found[key] = float(value)
-        return found
+        rates = {
+            key: float(value)
+            for key, value in dotted_items(self.plain())
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+        }
+        for names in ("lr|learning_rate", "(max|peak|base|initial|init)_(lr|learning_rate)"):
+            found = {k: v for k, v in rates.items() if re.fullmatch(rf"(.*\.)?({names})", k)}
+            if found:
+                return found
+        return {}
 
     def monitored(self) -> tuple[str, str] | None:
-        """Metric and mode that the configuration's ModelCheckpoint or EarlyStopping watch."""
+        """Metric and mode that the configuration's ModelCheckpoint, else EarlyStopping, watches."""
         callbacks = self.plain().get("trainer", {}).get("callbacks") or []
+        found: dict[str, tuple[str, str]] = {}
         for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
             name = str(callback.get("class_path", "")).rpartition(".")[2]
             init = callback.get("init_args") or {}
-            if name in ("ModelCheckpoint", "EarlyStopping") and init.get("monitor"):
-                return str(init["monitor"]), str(init.get("mode", "min"))
-        return None
+            if init.get("monitor"):
+                found.setdefault(name, (str(init["monitor"]), str(init.get("mode", "min"))))
+        return found.get("ModelCheckpoint") or found.get("EarlyStopping")
 
     def _clean(self, arguments: Sequence[str]) -> list[str]:
         """Configuration files as `fit` prints them: unwrapped, without keys of `fit` alone."""

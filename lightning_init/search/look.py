@@ -37,6 +37,7 @@ class Look:
             `""` where there is none.
         schedulers: Names of the schedulers' classes.
         job_steps: Optimizer steps of the job itself, None if it has no end or none is known.
+        loss: Whether a training step gives a loss, which manual optimization need not.
         ready: The data whose `prepare_data` has been run here, as `Prepared` knows it.
     """
 
@@ -46,6 +47,7 @@ class Look:
     schedulers: tuple[str, ...] = ()
     job_steps: int | None = None
     ready: tuple[str, ...] = ()
+    loss: bool = True
 
     def sentence(self, steps: int) -> str:
         """What trials of some steps are, for the first line of output.
@@ -113,15 +115,15 @@ class _Eye(pl.Callback):
         self.architecture = Architecture(())
         self.schedulers: tuple[str, ...] = ()
         self.steps: int | None = None
+        self.loss = True
 
     def found(self) -> Look:
         schedule: Schedule = "cut" if self.schedulers else ""
         # A short run has fewer steps, but its Trainer is given as many epochs as yours.
         if schedule and self.asked - {"max_epochs"}:
             schedule = "compressed"
-        return Look(
-            *(tuple(self.metrics), self.architecture, schedule, self.schedulers, self.steps)
-        )
+        seen = (tuple(self.metrics), self.architecture, schedule, self.schedulers, self.steps)
+        return Look(*seen, loss=self.loss)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Listen to what the module asks the Trainer while it makes its optimizers."""
@@ -149,9 +151,12 @@ class _Eye(pl.Callback):
         except Exception:  # the step may need what only training provides
             self.architecture = analyze(pl_module)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *details: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *details: Any
+    ) -> None:
         """One batch is enough."""
         del details
+        self.loss = pl_module.automatic_optimization or bool(outputs and "loss" in outputs)
         self.schedulers = tuple(type(c.scheduler).__name__ for c in trainer.lr_scheduler_configs)
         self.steps = _job_steps(trainer)
         trainer.should_stop = True

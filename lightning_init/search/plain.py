@@ -23,7 +23,7 @@ def plain(result: SearchResult) -> dict[str, Any]:
         )
     ]
     decision = result.decision
-    return {
+    data = {
         "monitor": result.monitor,
         "mode": result.mode,
         "goals": [{"name": goal.name, "mode": goal.mode} for goal in result.goals],
@@ -42,6 +42,16 @@ def plain(result: SearchResult) -> dict[str, Any]:
         "rates": {name: [list(pair) for pair in found] for name, found in result.rates.items()},
         "trials": list(result.trials),
     }
+    return {name: _finite(value) for name, value in data.items()}
+
+
+def _finite(value: Any) -> Any:
+    """Plain data with None for what JSON has no number for, such as how far NaN weights went."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _candidate(one: Candidate, found: tuple[Comparison, ...], best: float) -> dict[str, Any]:
@@ -72,5 +82,4 @@ def _run(run: Run) -> dict[str, Any]:
 
 def _statistics(found: Comparison) -> dict[str, float | None]:
     names = ("n", "failures", "mean", "sd", "gain", "low", "high", "wins", "chance")
-    values = {name: getattr(found, name) for name in names}
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return {name: getattr(found, name) for name in names}

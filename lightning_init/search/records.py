@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_init.search.budget import Budget
 from lightning_init.search.candidates import Run
+from lightning_init.search.mistakes import ConfigError
 from lightning_init.search.space import Space
 from lightning_init.search.statistics import Mode
 from lightning_init.search.trial import Outcome
@@ -110,11 +111,40 @@ def attributes(outcome: Outcome) -> dict[str, Any]:
         "reason": outcome.reason,
         "metric": outcome.metric,
         "others": list(outcome.others),
-        "readings": [list(point) for point in outcome.readings],
+        "readings": [[step, value] for step, value in outcome.readings if math.isfinite(value)],
         "curve": [[step, value] for step, value in thin if math.isfinite(value)],
         "seconds": outcome.seconds,
-        "info": dict(outcome.info),
+        "info": _plain(outcome.info),
     }
+
+
+def check_values(study: optuna.Study, outcome: Outcome) -> None:
+    """Refuse an outcome that has not a value for each goal.
+
+    Raises:
+        ConfigError: If it has more or fewer.
+    """
+    wanted, got = len(study.directions), len(outcome.values)
+    if got not in (0, wanted):
+        raise ConfigError(
+            f"an Outcome needs {wanted} value{'s' if wanted > 1 else ''}, one for each monitor, "
+            f"but got {got}: metric is the first, others=(...) are the further ones"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Facts as JSON has them: of what it has not, the text; of what is not finite, None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return str(value)
+    return number if math.isfinite(number) else None
 
 
 RunKey = tuple[str, int, int]  # content of the candidate, seed, steps

@@ -13,7 +13,7 @@ import optuna
 from lightning_init.search.candidates import Run, content
 from lightning_init.search.executors import Answer
 from lightning_init.search.job import ConfigError
-from lightning_init.search.records import RunKey, known_runs, remember
+from lightning_init.search.records import RunKey, check_values, known_runs, remember
 from lightning_init.search.trial import Outcome, Trial
 
 
@@ -83,6 +83,7 @@ class Runs:
             self._waiting.append(key)
             return
         outcome = answer.outcome or Outcome(None, reason=f"crashed: {answer.crash}")
+        check_values(self.stored, outcome)
         self.known[key] = remember(self.stored, key, outcome)
 
     def give_up(self) -> None:

@@ -19,7 +19,14 @@ from lightning_init.search.finalists import HopelessError
 from lightning_init.search.job import ConfigError
 from lightning_init.search.opening import queue_opening
 from lightning_init.search.pruner import PRUNED, SlowPruner
-from lightning_init.search.records import attributes, healthy, ranked, requeue, requeue_running
+from lightning_init.search.records import (
+    attributes,
+    check_values,
+    healthy,
+    ranked,
+    requeue,
+    requeue_running,
+)
 from lightning_init.search.space import STRATEGY, Space
 from lightning_init.search.trial import Outcome, Trial
 
@@ -41,7 +48,9 @@ class Screening:
         self.running: dict[int, optuna.Trial] = {}
         self._losses: dict[int, dict[int, float]] = {}
         self._slow: dict[int, int] = {}  # trial -> the step at which it was told to stop
-        self._crashes = 0
+        done = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
+        ran = any(not t.user_attrs.get("reason", "").startswith("crashed") for t in done)
+        self._crashes = -1 if ran else 0  # what has run in an earlier session counts, too
         self._pruner: SlowPruner | None = None
         if budget.pruning and len(budget.goals) == 1:
             states = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -91,7 +100,16 @@ class Screening:
         return job in self._slow
 
     def finish(self, job: int, answer: Answer) -> None:
-        """Tell the study what came of a trial."""
+        """Tell the study what came of a trial.
+
+        Raises:
+            ConfigError: If the configuration is wrong: the others would end the same. The trial
+                itself is left to `give_up`, for a search that goes on once that is put right.
+        """
+        if answer.user_error:
+            raise ConfigError(answer.crash.partition(": ")[2])
+        if answer.outcome is not None:
+            check_values(self.study, answer.outcome)
         trial = self.running.pop(job)
         self._losses.pop(job, None)
         slow = self._slow.pop(job, None)
@@ -153,9 +171,6 @@ class Screening:
 
     def _crashed(self, trial: optuna.Trial, answer: Answer) -> None:
         trial.set_user_attr("reason", f"crashed: {answer.crash}")
-        if answer.user_error:
-            self.study.tell(trial, state=TrialState.FAIL)
-            raise ConfigError(answer.crash.partition(": ")[2])
         if self._crashes >= 0:
             self._crashes += 1
         if "retry_of" in trial.user_attrs:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lightning_init.search.space import STRATEGY, Space
 from lightning_init.search.wanted import wanted
 
 _STEPS = 200
+_VAL_LOSS = re.compile(r"(val|valid|validation)[_/.-]loss(_epoch)?")
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def settings_for(job: Job, options: Namespace, name: str) -> Settings:
     if budget.trials < len(space.names):
         late = ", ".join(point[STRATEGY] for point in space.recipes()[budget.trials :])
         notes.append(f"{budget.trials} trials are too few to try each strategy: not {late}")
-    objectives = _objectives(job, options, seen.metrics)
+    objectives = _objectives(job, options, seen)
     out = Path(options.get("out") or Path("lightning_init_runs") / name)
     own = {
         **vars_of(budget),
@@ -171,12 +173,19 @@ def _budget(seen: Look, options: Namespace) -> Budget:
     )
 
 
-def _objectives(job: Job, options: Namespace, logged: Sequence[str]) -> tuple[Objective, ...]:
+def _objectives(job: Job, options: Namespace, seen: Look) -> tuple[Objective, ...]:
+    logged = seen.metrics
     chosen, mode = options.get("monitor"), options.get("mode")
     if chosen is None and (found := job.monitored()) is not None:
         chosen, mode = found[0], mode or ("max" if found[1] == "max" else "min")
     elif chosen is None:
-        chosen = "val_loss" if "val_loss" in logged else TRAIN_LOSS
+        chosen = next((name for name in logged if _VAL_LOSS.fullmatch(name)), TRAIN_LOSS)
+    if chosen == TRAIN_LOSS and not seen.loss:
+        legal = ", ".join(logged) or "none: log one"
+        raise ConfigError(
+            f"--monitor: training_step returns no loss to judge by; name one of what the module "
+            f"logs: {legal}"
+        )
     if chosen not in (*logged, TRAIN_LOSS):
         raise ConfigError(f"--monitor: {unknown('metric', chosen, logged)} (the module logs these)")
     return parse_objectives(options.get("objective") or [], chosen, mode or usual_mode(chosen))

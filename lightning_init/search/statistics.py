@@ -223,5 +223,5 @@ def _mean(values: Sequence[float]) -> float:
 def _sd(values: Sequence[float]) -> float:
     if len(values) < 2:
         return math.nan
-    mean = _mean(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    # `dist` scales: a loss of 1e200 has a square that is no number.
+    return math.dist(values, [_mean(values)] * len(values)) / math.sqrt(len(values) - 1)

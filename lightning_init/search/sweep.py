@@ -180,4 +180,6 @@ def rates_text(rates: Mapping[str, Rates], mode: Mode, name: str) -> str | None:
         return None
     low, high = span
     tested = f"{found[0][0]:.3g} to {found[-1][0]:.3g}"
-    return f"{low:.3g} to {high:.3g} ({len(found)} tested from {tested})"
+    lost = sum(metric is None for _, metric in found)
+    failed = f", {lost} failed" if lost else ""
+    return f"{low:.3g} to {high:.3g} ({len(found)} tested from {tested}{failed})"

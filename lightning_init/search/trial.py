@@ -64,6 +64,13 @@ class Outcome:
     readings: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
+        # Tensors and NumPy's scalars are taken for what they say: a study holds plain numbers only.
+        metric = None if self.metric is None else _number(self.metric)
+        object.__setattr__(self, "metric", metric)
+        object.__setattr__(self, "others", tuple(_number(one) for one in self.others))
+        for name in ("curve", "readings"):
+            points = tuple((int(step), _number(value)) for step, value in getattr(self, name))
+            object.__setattr__(self, name, points)
         for value in (self.metric, *self.others):
             if value is not None and not math.isfinite(value):
                 object.__setattr__(self, "reason", self.reason or f"the metric is {value}")
@@ -75,6 +82,12 @@ class Outcome:
     def values(self) -> tuple[float, ...]:
         """Every objective in order; empty if there is no metric."""
         return () if self.metric is None else (self.metric, *self.others)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"an outcome holds numbers, but got {value!r}")
+    return float(value)
 
 
 class Evaluate(Protocol):

@@ -14,10 +14,11 @@ from lightning.pytorch.utilities.parsing import (
     lightning_hasattr,
     lightning_setattr,
 )
+from torch import nn
 
 from lightning_init.architecture.arguments import unknown
 from lightning_init.search.applicable import space_for
-from lightning_init.search.as_before import as_before, keep_data
+from lightning_init.search.as_before import as_before, keep_data, model_as_before
 from lightning_init.search.budget import Budget
 from lightning_init.search.fresh import Fresh, copied
 from lightning_init.search.job import SHORT, interruptible
@@ -156,7 +157,8 @@ class InitTuner:
             raise ConfigError("pass a datamodule or loaders, but not both")
         if space is not None and strategies is not None:
             raise ConfigError("pass strategies or a space, but not both")
-        with as_before():
+        model = _uncompiled(model)
+        with as_before(), model_as_before(model):
             quiet()
             evaluate = ModuleEvaluate(
                 Fresh(model),
@@ -222,6 +224,18 @@ class InitTuner:
             )
         texts = [objective] if isinstance(objective, str) else list(objective)
         return parse_objectives(texts, monitor, mode or usual_mode(monitor))
+
+
+def _uncompiled(model: nn.Module) -> pl.LightningModule:
+    """The module itself: trials of a compiled one are run without compiling it."""
+    module = getattr(model, "_orig_mod", model)
+    if not isinstance(module, pl.LightningModule):
+        raise ConfigError(f"model must be a LightningModule, but got {type(module).__name__}")
+    if module._compiler_ctx is not None:  # its steps are bound to it, also those of a copy
+        raise ConfigError(
+            f"{type(module).__name__} is compiled: search first, then torch.compile(model)"
+        )
+    return module
 
 
 def _rate_name(model: pl.LightningModule, name: str) -> str:

@@ -22,10 +22,12 @@ def verdict(result: SearchResult) -> str:
     """One sentence: the winner and by how much, or that no difference was found."""
     best, goals = result.best, result.goals
     seeds = len(result.baseline.runs)
+    if best.is_baseline and (said_instead := _nothing_to_compare(result)):
+        return said_instead
     if best.is_baseline:
         return (
             f"no difference found: keep your init (nothing beats keep by more than the noise "
-            f"of {seeds} seeds)"
+            f"of {seeds} seeds){_unhealthy(result.baseline.runs)}"
         )
     found = result.versus(best)
     if math.isnan(found[0].gain):
@@ -43,6 +45,39 @@ def verdict(result: SearchResult) -> str:
     return f"{best.label} wins: {'; '.join(said)}"
 
 
+def _nothing_to_compare(result: SearchResult) -> str:
+    """Why there is no winner where `keep` or everything else has no metric; `""` if both have."""
+    others = [one for one in result.candidates if one.kind != "tuned"]
+    ran = [one for one, found in zip(result.candidates, result.comparisons, strict=True) if found.n]
+    seeds = len(result.baseline.runs)
+    if not result.own.n:
+        why = next((run.reason for run in result.baseline.runs if run.reason), "no reason known")
+        rest = (
+            "and nothing else trains reliably"
+            if ran
+            else "nor has anything else that was tried: look for the cause outside of the init"
+        )
+        return (
+            f"undecided: keep has no {result.monitor} on any of {seeds} seeds ({why}), {rest}; "
+            "best.yaml is keep, as you have it, not a recommendation"
+        )
+    if any(one in ran for one in others):
+        return ""
+    stopped = "failed on every seed" if others else "failed in the screening"
+    return f"nothing to compare: every init but keep {stopped}: keep your init"
+
+
+def _unhealthy(runs: Sequence[Run]) -> str:
+    """A warning where every run has an error that the metric does not show."""
+    errors = [
+        [one["message"] for one in run.info.get("findings", ()) if one["severity"] == "error"]
+        for run in runs
+    ]
+    if not all(errors):
+        return ""
+    return f"; but keep is unhealthy on every seed, and nothing better was found: {errors[0][0]}"
+
+
 def lines(result: SearchResult) -> list[str]:
     """All that is said under the table, a sentence each."""
     return [
@@ -52,6 +87,8 @@ def lines(result: SearchResult) -> list[str]:
         *_sensitivity(result),
         *_failures([*result.candidates, result.baseline]),
         *_without(result),
+        *_crashes(result),
+        *_taken_back(result),
     ]
 
 
@@ -173,3 +210,20 @@ def _without(result: SearchResult) -> Iterator[str]:
     for name, reason in found.items():
         if reason:
             yield f"no result for {name}: {reason}"
+
+
+def _crashes(result: SearchResult) -> Iterator[str]:
+    """How many trials of the screening crashed twice: a bug, or too little memory or time."""
+    found = [t["reason"] for t in result.trials if t["state"] == "COMPLETE"]
+    crashed = [reason for reason in found if reason.startswith("crashed: ")]
+    if crashed:
+        reasons = "; ".join(dict.fromkeys(reason.removeprefix("crashed: ") for reason in crashed))
+        yield f"{len(crashed)} of {len(found)} screening trials crashed, twice each: {reasons}"
+
+
+def _taken_back(result: SearchResult) -> Iterator[str]:
+    """Whose calibration made the model worse, so that its weights are those it began with."""
+    for one in result.candidates:
+        back = [str(run.info["calibration"]) for run in one.runs if run.info.get("calibration")]
+        if back:
+            yield f"{one.label}: in {len(back)} of {len(one.runs)} runs {back[0]}"

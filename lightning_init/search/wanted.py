@@ -125,7 +125,11 @@ def _learning_rate(
     rates = job.learning_rates()
     chosen = options.get("lr_key")
     if chosen is not None and chosen not in rates:
-        raise ConfigError(f"--lr-key: {unknown('learning rate', chosen, rates)}")
+        own = {k: v for k, v in dotted_items(job.plain()) if not k.startswith("trainer.")}
+        others = {k: v for k, v in own.items() if isinstance(v, float) and v > 0}
+        if chosen not in others:  # a learning rate may have any name, if the user says so
+            raise ConfigError(f"--lr-key: {unknown('learning rate', chosen, rates or others)}")
+        rates = others
     if chosen is None and len(rates) == 1:
         chosen = next(iter(rates))
     if chosen is not None:

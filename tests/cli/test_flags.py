@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 
 from lightning_init.cli.flags import FLAGS, OBJECTIVES, add_flags
 from lightning_init.cli.main import COMMANDS, main
+from lightning_init.cli.options import job_for
 from lightning_init.cli.quick import answer, help_of
 from lightning_init.search.objectives import Kind
 
@@ -155,3 +156,8 @@ def test_help_before_a_mistake_is_help_after_it_the_mistake():
     assert "usage" in str(answer("search", ["--help", "--tirals"], ""))
     with pytest.raises(ValueError, match="--tirals"):
         answer("search", ["--tirals", "--help"], "")
+
+
+def test_the_word_behind_help_is_dropped_there_only():
+    given = ["--config", "configs/digits.yaml", "--scale", "all", "--scale", "head"]
+    assert job_for("search", given).config.scale == ["all", "head"]

@@ -21,6 +21,11 @@ CPU = {"accelerator": "cpu"}
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`:UserWarning")
 
 
+class Peak(Net):
+    def __init__(self, max_lr: float = 0.5) -> None:
+        super().__init__(lr=max_lr)
+
+
 class Counter(Callback):
     pass
 
@@ -126,6 +131,8 @@ def test_learning_rates_are_found_by_name(job):
     both = {**BOTH, "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.3}}}
     assert job(both).learning_rates() == {"model.init_args.lr": 0.1, "optimizer.init_args.lr": 0.3}
     assert job({"model": BARE, "data": DATA}).learning_rates() == {}
+    peak = {"model": {"class_path": f"{__name__}.Peak"}, "data": DATA}
+    assert job(peak).learning_rates() == {"model.init_args.max_lr": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -136,6 +143,10 @@ def test_learning_rates_are_found_by_name(job):
         ([("ModelCheckpoint", {"monitor": "val_acc", "mode": "max"})], ("val_acc", "max")),
         ([("EarlyStopping", {"monitor": "val_loss"})], ("val_loss", "min")),
         ([("ModelCheckpoint", {}), ("EarlyStopping", {"monitor": "x"})], ("x", "min")),
+        (
+            [("EarlyStopping", {"monitor": "x"}), ("ModelCheckpoint", {"monitor": "y"})],
+            ("y", "min"),
+        ),
     ],
 )
 def test_the_monitored_metric(job, callbacks, expected):

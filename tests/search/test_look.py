@@ -5,10 +5,12 @@ import random
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_init.search.job import ConfigError, Job
 from lightning_init.search.look import look
+from lightning_init.search.settings import settings_for
 from tests.search.models import Data, Net
 
 OneCycle = torch.optim.lr_scheduler.OneCycleLR
@@ -126,3 +128,34 @@ def test_it_stops_after_one_batch(job, monkeypatch):
 
 def test_without_validation_there_are_no_metrics_of_it(job):
     assert look(job(limit_val_batches=0)).metrics == ()
+
+
+class Manual(Net):
+    """Optimizes by hand and returns nothing, as a GAN does."""
+
+    def __init__(self, log: str = "val_score") -> None:
+        super().__init__(log=log)
+        self.automatic_optimization = False
+
+    def training_step(self, batch) -> None:
+        self.optimizers().zero_grad()
+        self.manual_backward(self.loss(batch))
+        self.optimizers().step()
+
+
+class Slash(Net):
+    def __init__(self) -> None:
+        super().__init__(log="val/loss")
+
+
+def test_without_a_training_loss_the_user_has_to_name_what_to_judge_by(job):
+    assert look(job()).loss
+    assert not look(job("Manual")).loss
+    with pytest.raises(ConfigError, match=r"returns no loss .* name one of .*: val_score$"):
+        settings_for(job("Manual"), Namespace(), "x")
+    given = settings_for(job("Manual"), Namespace(monitor="val_score", workers=0), "x")
+    assert given.objectives[0].monitor == "val_score"
+
+
+def test_a_validation_loss_is_known_by_its_usual_names(job):
+    assert settings_for(job("Slash"), Namespace(workers=0), "x").objectives[0].monitor == "val/loss"

@@ -1,6 +1,8 @@
 """What is written and shown at the end."""
 
 import json
+import math
+from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
@@ -141,3 +143,67 @@ def test_a_long_curve_is_thinned(tmp_path):
     lengths = [len(run.curve) for run in result.baseline.runs]
     assert max(lengths) <= 60
     assert min(lengths) >= 30
+
+
+def test_what_is_not_finite_in_a_runs_facts_is_valid_json(tmp_path):
+    def evaluate(trial, report):
+        return Outcome(1.0 + trial.seed / 10, info={"distance": math.nan, "lr": [[0, math.inf]]})
+
+    find(evaluate, trials=5).save(tmp_path)
+    data = strict((tmp_path / "results.json").read_text())
+    assert data["baseline"]["runs"][0]["distance"] is None
+    assert data["baseline"]["runs"][0]["lr"] == [[0, None]]
+
+
+def test_where_nothing_trains_there_is_no_difference_to_speak_of():
+    def evaluate(trial, report):
+        return Outcome(None, reason="loss is nan")
+
+    result = find(evaluate, trials=5)
+    assert result.best is result.baseline
+    assert result.verdict().startswith("undecided: keep has no metric on any of 3 seeds (loss is")
+    assert "look for the cause outside of the init" in result.verdict()
+
+
+@pytest.mark.parametrize(
+    ("screened", "says"), [(False, "failed in the screening"), (True, "failed on every seed")]
+)
+def test_where_only_keep_trains_nothing_was_compared(screened, says):
+    def evaluate(trial, report):
+        if trial.spec.strategy == "keep" or (screened and trial.seed == 0):
+            return valley(trial, report)
+        return Outcome(None, reason="activations vanish")
+
+    result = find(evaluate, trials=5)
+    assert result.verdict() == f"nothing to compare: every init but keep {says}: keep your init"
+
+
+def test_crashes_of_the_screening_are_counted():
+    def evaluate(trial, report):
+        if trial.spec.strategy == "normal":
+            raise RuntimeError("conv9")
+        return valley(trial, report)
+
+    [said] = [
+        line for line in find(evaluate, trials=5).lines() if "crashed" in line and "of" in line
+    ]
+    assert "of 5 screening trials crashed, twice each: RuntimeError: conv9" in said
+
+
+def test_a_calibration_that_was_taken_back_is_said():
+    def evaluate(trial, report):
+        outcome = valley(trial, report)
+        back = trial.spec.strategy == "orthogonal" and trial.seed > 1
+        return replace(outcome, info={"calibration": "lsuv taken back: grows" if back else ""})
+
+    assert "orthogonal lr=0.01: in 2 of 3 runs lsuv taken back: grows" in find(evaluate).lines()
+
+
+def test_a_keep_that_is_unhealthy_is_not_recommended_without_a_word():
+    def evaluate(trial, report):
+        finding = {"severity": "error", "message": "the loss is not finite"}
+        return Outcome(0.1, info={"findings": [finding] if trial.seed < 9 else []})
+
+    said = "; but keep is unhealthy on every seed, and nothing better was found: the loss is not"
+    assert said in find(evaluate, trials=5).verdict()
+    assert "unhealthy" not in find(evaluate, trials=5, seed=6).verdict()

@@ -155,3 +155,13 @@ def test_a_folder_alone_gives_the_result_back(tmp_path):
     again = SearchResult.load(tmp_path)
     assert again.to_dict() == result.to_dict()
     assert again.rates == result.rates
+
+
+def test_crashes_after_a_good_session_do_not_end_the_search(tmp_path):
+    find(Recorded(tmp_path), tmp_path / "j", trials=5)
+
+    def crash(trial, report):
+        raise RuntimeError("conv9")
+
+    result = find(crash, tmp_path / "j", trials=9)
+    assert [row["state"] for row in result.trials].count("COMPLETE") == 9

@@ -239,3 +239,7 @@ def test_the_order_at_two_horizons():
     level = stability(names[:2], [[1.0], [1.0]], [[2.0], [3.0]], (5, 9))
     assert level.tau is None
     assert stability(names, early, early, (5, 9), "max").tau == 1
+
+
+def test_metrics_whose_squares_are_no_numbers_have_a_spread():
+    assert compare([1e200, 3e200], [2e200, 2e200]).sd == pytest.approx(2**0.5 * 1e200)

@@ -2,17 +2,21 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import optuna
 import pytest
+import torch
 from scipy import stats
 
 from lightning_init import InitSpec, search_init
 from lightning_init.search.finalists import HopelessError
 from lightning_init.search.job import ConfigError
 from lightning_init.search.space import STRATEGY, Space, around
-from lightning_init.search.trial import Outcome
+from lightning_init.search.trial import Outcome, Report, Trial
 from tests.search.fakes import (
     LR,
     SPACE,
@@ -335,3 +339,63 @@ def test_a_gp_turns_away_from_what_is_unhealthy():
         later = result.trials[20:]
         shares.append(sum(bool(row["reason"]) for row in later) / len(later))
     assert sum(shares) / 3 < 0.4, shares
+
+
+@pytest.mark.parametrize("others", [(), (1.0, 2.0)])
+def test_an_outcome_with_another_number_of_values_ends_the_search_and_loses_no_recipe(
+    tmp_path, others
+):
+    calls = []
+
+    def wrong(trial: Trial, report: Report) -> Outcome:
+        calls.append(trial)
+        return Outcome(1.0, others=others)
+
+    two: dict[str, Any] = {"monitor": ("a", "b"), "mode": ("min", "max"), "trials": 3}
+    given: dict[str, Any] = {**two, "storage": tmp_path / "journal", "confirm_seeds": 2}
+    with pytest.raises(ValueError, match="needs 2 values"):
+        search_init(wrong, SPACE, **given)
+    assert len(calls) == 1
+    found = search_init(lambda *_: Outcome(1.0, others=(2.0,)), SPACE, **given)
+    done = [row["spec"]["strategy"] for row in found.trials if row["state"] == "COMPLETE"]
+    assert sorted(done)[:2] == ["auto", "keep"]
+
+
+def test_what_an_evaluate_function_gives_in_tensors_and_numpy_is_kept_as_plain_numbers(tmp_path):
+    def odd(trial: Trial, report: Report) -> Outcome:
+        value = torch.tensor(1.0 + (trial.spec.strategy == "keep"))
+        info = {"at": torch.tensor(2.5), 3: {1}, "far": math.inf, "what": [np.int64(4)]}
+        points = ((np.int64(1), np.float32(0.5)), (2, math.nan))
+        return Outcome(value, points, info=info, readings=points)
+
+    found = search_init(
+        odd, SPACE, trials=3, confirm_seeds=2, confirm_steps=400, storage=tmp_path / "journal"
+    )
+    found.save(tmp_path)
+    run = found.baseline.runs[0]
+    assert run.metric == 2.0
+    assert run.curve == run.readings == ((1, 0.5),)
+    assert run.info == {"at": 2.5, "3": "{1}", "far": None, "what": [4.0]}
+    with pytest.raises(TypeError, match="holds numbers"):
+        Outcome("0.5")
+
+
+def test_of_inits_that_begin_with_the_same_weights_one_is_confirmed():
+    def evaluate(trial: Trial, report: Report) -> Outcome:
+        same = "same" if trial.spec.strategy in ("orthogonal", "xavier_normal") else trial.spec
+        return replace(valley(trial, report), info={"init_fingerprint": str(same)})
+
+    result = find(evaluate, trials=5)  # one trial of each
+    names = [one.spec.strategy for one in result.candidates if one.kind == "finalist"]
+    assert sorted(names) == ["auto", "normal", "orthogonal"]
+
+
+def test_an_exit_in_the_users_code_is_a_crash():
+    def evaluate(trial: Trial, report: Report) -> Outcome:
+        if trial.spec.strategy == "normal":
+            raise SystemExit(3)
+        return valley(trial, report)
+
+    result = find(evaluate, trials=6)
+    assert "crashed: SystemExit: 3" in [row["reason"] for row in result.trials]
+    assert result.suggestion() == InitSpec("orthogonal")

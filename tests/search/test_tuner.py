@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.compile import from_compiled
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
@@ -472,6 +473,32 @@ def test_worker_processes_find_the_same():
     assert [r.info["final_fingerprint"] for r in there.baseline.runs] == [
         r.info["final_fingerprint"] for r in here.baseline.runs
     ]
+
+
+def test_a_compiled_model_is_searched_without_compiling_it(scene):
+    model = Net()
+    result = find(torch.compile(model, backend="eager"), Rows())
+    assert result.baseline.runs[0].metric == find(model, Rows()).baseline.runs[0].metric
+    result.apply(seed=3)
+    from_compiled(torch.compile(model, backend="eager"))  # as `Trainer.fit` takes it
+    with pytest.raises(ConfigError, match="is compiled: search first"):
+        find(model, Rows())
+    with pytest.raises(ConfigError, match="must be a LightningModule, but got Linear"):
+        find(nn.Linear(4, 1), Rows())
+
+
+def test_what_hooks_write_down_on_the_model_is_put_back(scene):
+    model = Secret(1.0)
+    model.seen, model.calls = [], 0
+
+    def hook(*_: object) -> None:
+        model.seen.append(1)
+        model.calls += 1
+
+    model.body[0].register_forward_hook(hook)
+    before = sorted(vars(model))
+    find(model, Rows())
+    assert (model.seen, model.calls, sorted(vars(model))) == ([], 0, before)
 
 
 def test_the_default_space_is_for_this_model_and_several_objectives_are_a_front():

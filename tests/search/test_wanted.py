@@ -7,6 +7,7 @@ from lightning_init import Axis, InitSpec
 from lightning_init.search.job import ConfigError, Job
 from lightning_init.search.look import look
 from lightning_init.search.wanted import wanted
+from tests.search.models import Net
 
 LR, WIDTH, DEPTH = "model.init_args.lr", "model.init_args.width", "model.init_args.depth"
 
@@ -108,6 +109,23 @@ def test_mistakes_name_the_option_and_what_is_legal(ask, options, says):
         ask(**options)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class Odd(Net):
+    def __init__(self, eta: float = 0.25) -> None:
+        super().__init__(lr=eta)
+
+
+def test_a_learning_rate_may_have_any_name_if_the_user_says_so(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "model: {class_path: tests.search.test_wanted.Odd}\n"
+        "data: {class_path: tests.search.models.Data}\ntrainer: {accelerator: cpu}\n"
+    )
+    job, key = Job(["--config", str(path)]), "model.init_args.eta"
+    space, lr_key, _ = wanted(job, Namespace(lr_key=key), look(job).architecture)
+    assert lr_key == key
+    assert space.config[key].current == 0.25
 
 
 def test_a_mistake_in_a_file_names_the_file(ask, tmp_path):
