@@ -59,7 +59,8 @@ def decide(
     several, one such gain at least, and no goal that is worse by more than the noise. Where the
     winner has another learning rate than the baseline, but is not shown to be better than the
     baseline's init at its own best learning rate, and that beats the baseline, the latter is
-    recommended: the gain is the learning rate's.
+    recommended: the gain is the learning rate's. What that init does as well on average is never
+    recommended, however small the noise happens to be.
 
     Args:
         baseline: The as-built model.
@@ -76,11 +77,22 @@ def decide(
         # Nothing worse is recommended: the stricter test is the narrower interval.
         return better and not any(each.worse for each in against(one, other, goals, 0.95))
 
-    winners = [one for one in candidates if beats(one, baseline)]
+    tuned = next((one for one in candidates if one.kind == "tuned"), None)
+
+    def only_rate(one: Candidate) -> bool:
+        """Whether the baseline's init does as well on average at another learning rate."""
+        if (
+            tuned is None
+            or one is tuned
+            or one.config.get(rate_key) == baseline.config.get(rate_key)
+        ):
+            return False
+        return all(each.gain <= 0 for each in against(one, tuned, goals, level))
+
+    winners = [one for one in candidates if beats(one, baseline) and not only_rate(one)]
     if not winners:
         return Decision(baseline)
     best = beaten = winners[0]
-    tuned = next((one for one in candidates if one.kind == "tuned"), None)
     if tuned is None:
         return Decision(best, beaten)
     [rate, *_] = against(tuned, baseline, goals, level)
