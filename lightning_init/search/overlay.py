@@ -31,7 +31,7 @@ def text(result: SearchResult, path: Path) -> str:
         result.verdict(),
         f"Use it as a second configuration: fit --config <yours> --config {path}",
         f"Each of the confirmation seeds {seeds} gives that run again: --seed_everything N "
-        f"--trainer.max_steps {result.steps}",
+        f"--trainer.max_steps {result.steps} (unless EarlyStopping, which trials leave out, ends it)",
     ]
     head = "".join(f"# {line}\n" for line in said)
     return head + yaml.safe_dump(result.overlay(), sort_keys=False)

@@ -48,7 +48,9 @@ class Screening:
         self.running: dict[int, optuna.Trial] = {}
         self._losses: dict[int, dict[int, float]] = {}
         self._slow: dict[int, int] = {}  # trial -> the step at which it was told to stop
-        self._crashes = 0
+        done = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
+        ran = any(not t.user_attrs.get("reason", "").startswith("crashed") for t in done)
+        self._crashes = -1 if ran else 0  # what has run in an earlier session counts, too
         self._pruner: SlowPruner | None = None
         if budget.pruning and len(budget.goals) == 1:
             states = (TrialState.COMPLETE, TrialState.PRUNED)

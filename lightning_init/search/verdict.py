@@ -27,7 +27,7 @@ def verdict(result: SearchResult) -> str:
     if best.is_baseline:
         return (
             f"no difference found: keep your init (nothing beats keep by more than the noise "
-            f"of {seeds} seeds)"
+            f"of {seeds} seeds){_unhealthy(result.baseline.runs)}"
         )
     found = result.versus(best)
     if math.isnan(found[0].gain):
@@ -65,6 +65,17 @@ def _nothing_to_compare(result: SearchResult) -> str:
         return ""
     stopped = "failed on every seed" if others else "failed in the screening"
     return f"nothing to compare: every init but keep {stopped}: keep your init"
+
+
+def _unhealthy(runs: Sequence[Run]) -> str:
+    """A warning where every run has an error that the metric does not show."""
+    errors = [
+        [one["message"] for one in run.info.get("findings", ()) if one["severity"] == "error"]
+        for run in runs
+    ]
+    if not all(errors):
+        return ""
+    return f"; but keep is unhealthy on every seed, and nothing better was found: {errors[0][0]}"
 
 
 def lines(result: SearchResult) -> list[str]:

@@ -197,3 +197,13 @@ def test_a_calibration_that_was_taken_back_is_said():
         return replace(outcome, info={"calibration": "lsuv taken back: grows" if back else ""})
 
     assert "orthogonal lr=0.01: in 2 of 3 runs lsuv taken back: grows" in find(evaluate).lines()
+
+
+def test_a_keep_that_is_unhealthy_is_not_recommended_without_a_word():
+    def evaluate(trial, report):
+        finding = {"severity": "error", "message": "the loss is not finite"}
+        return Outcome(0.1, info={"findings": [finding] if trial.seed < 9 else []})
+
+    said = "; but keep is unhealthy on every seed, and nothing better was found: the loss is not"
+    assert said in find(evaluate, trials=5).verdict()
+    assert "unhealthy" not in find(evaluate, trials=5, seed=6).verdict()

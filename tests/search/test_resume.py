@@ -177,3 +177,13 @@ def test_trials_that_cannot_be_compared_are_not_mixed(tmp_path, name, changed):
         search_init(valley, **{**given, **changed})
     again = search_init(valley, **{**given, "confirm_seeds": 3, "confirm_steps": 30})
     assert [row["value"] for row in again.trials] == [row["value"] for row in first.trials]
+
+
+def test_crashes_after_a_good_session_do_not_end_the_search(tmp_path):
+    find(Recorded(tmp_path), tmp_path / "j", trials=5)
+
+    def crash(trial, report):
+        raise RuntimeError("conv9")
+
+    result = find(crash, tmp_path / "j", trials=9)
+    assert [row["state"] for row in result.trials].count("COMPLETE") == 9
