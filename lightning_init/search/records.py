@@ -34,6 +34,8 @@ def open_study(storage: optuna.storages.BaseStorage, budget: Budget, space: Spac
     """The screening: what was lost is queued again; `keep` and `auto` come first."""
     study = open_part(storage, "search", budget)
     kept = {"budget": budget.to_dict(), "space": space.to_dict(), "versions": versions()}
+    if study.get_trials(deepcopy=False):
+        _check_same(study, budget, space)
     for name, data in kept.items():
         if study.user_attrs.get(name) != json.loads(json.dumps(data)):
             study.set_user_attr(name, data)
@@ -66,6 +68,19 @@ def open_part(storage: optuna.storages.BaseStorage, name: str, budget: Budget) -
     elif known != budget.identity:
         raise OtherStudyError("this storage holds the study of another configuration")
     return study
+
+
+def _check_same(study: optuna.Study, budget: Budget, space: Space) -> None:
+    """Refuse to mix trials that cannot be compared; more of them, or judged otherwise, can."""
+    now = json.loads(json.dumps({**budget.to_dict(), "space": space.to_dict()}))
+    before = {**study.user_attrs.get("budget", {}), "space": study.user_attrs.get("space")}
+    for name in ("goals", "steps", "seed", "space"):
+        if before.get(name, now[name]) != now[name]:
+            said = "" if name == "space" else f" ({before[name]}, but got {now[name]})"
+            raise OtherStudyError(
+                f"this storage holds a search with other {name}{said}: pass another storage, or "
+                "what it began with"
+            )
 
 
 def requeue_running(study: optuna.Study) -> None:

@@ -11,7 +11,8 @@ from optuna.storages.journal import JournalFileBackend
 from lightning_init import InitSpec, SearchResult, search_init
 from lightning_init.search.journal import open_storage
 from lightning_init.search.records import OtherStudyError
-from tests.search.fakes import LR, SPACE, AtCall, Recorded, interrupt
+from lightning_init.search.space import Space, around
+from tests.search.fakes import LR, SPACE, AtCall, Recorded, interrupt, valley
 
 
 def find(evaluate, path: Path, **arguments):
@@ -155,6 +156,27 @@ def test_a_folder_alone_gives_the_result_back(tmp_path):
     again = SearchResult.load(tmp_path)
     assert again.to_dict() == result.to_dict()
     assert again.rates == result.rates
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("goals", {"mode": "max"}),
+        ("goals", {"mode": ("min", "min"), "monitor": ("a", "b")}),
+        ("goals", {"monitor": "other"}),
+        ("steps", {"steps": 20}),
+        ("seed", {"seed": 5}),
+        ("space", {"space": Space(("orthogonal", "uniform"), {LR: around(0.1)})}),
+    ],
+)
+def test_trials_that_cannot_be_compared_are_not_mixed(tmp_path, name, changed):
+    given = {"space": SPACE, "trials": 3, "steps": 10, "confirm_seeds": 2, "lr_key": LR}
+    given["storage"] = tmp_path / "journal"
+    first = search_init(valley, **given)
+    with pytest.raises(ValueError, match=f"a search with other {name}.*another storage"):
+        search_init(valley, **{**given, **changed})
+    again = search_init(valley, **{**given, "confirm_seeds": 3, "confirm_steps": 30})
+    assert [row["value"] for row in again.trials] == [row["value"] for row in first.trials]
 
 
 def test_crashes_after_a_good_session_do_not_end_the_search(tmp_path):
