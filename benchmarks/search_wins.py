@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="tasks whose key has this in it")
     parser.add_argument("--seed", type=int, default=0, help="of the search")
     parser.add_argument("--workers", type=int, default=1, help="processes for known trainings")
-    parser.add_argument("--write", action="store_true", help="into docs/search.md")
+    parser.add_argument("--write", action="store_true", help="into docs/search_measured.md")
     parser.add_argument("--cache", type=Path, default=ROOT / ".benchmarks")
     args = parser.parse_args()
     torch.set_num_threads(1)
