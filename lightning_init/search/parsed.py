@@ -173,6 +173,8 @@ class _Front(LightningCLI):
                 before()
             if not logs:
                 self.trainer.loggers = []
+            # what only concerns the file of a logger must not end a trial
+            self.model._log_hyperparams = False
             _without_files(self.model)
             return self.model, self.datamodule, self.trainer
         finally:

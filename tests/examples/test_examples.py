@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("digits*.yaml"))
 LIBRARIES = ("digits.py", "__init__.py")  # imported by the others
-COMMANDS = ("train.py",)  # take arguments, see below
+COMMANDS = ("train.py", "own_cli.py")  # take arguments, tested elsewhere
 SCRIPTS = [
     path
     for path in sorted((ROOT / "examples").glob("*.py"))

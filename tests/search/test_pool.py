@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_init import Space, search_init
+from lightning_init import Space, Workers, search_init
 from lightning_init.search.executors import Answer, InProcess
 from lightning_init.search.pool import Pool, StartError
 from lightning_init.search.trial import Outcome, Trial
@@ -281,7 +281,9 @@ def in_session(session: int) -> list[int]:
 def test_a_search_with_a_fresh_process_for_each_trial(tmp_path):
     space = Space(("orthogonal",))
     found = [
-        search_init(valley, space, trials=4, steps=3, confirm_seeds=2, workers=1, isolate=isolate)
+        search_init(
+            valley, space, trials=4, steps=3, confirm_seeds=2, workers=Workers(1, isolate=isolate)
+        )
         for isolate in (False, True)
     ]
     assert found[0].to_dict() == found[1].to_dict()

@@ -103,7 +103,13 @@ def find(
     model: pl.LightningModule, data: object = None, own: pl.Trainer | None = None, **arguments: Any
 ):
     given: dict[str, Any] = {
-        **{"trials": 3, "steps": 4, "confirm_seeds": 2, "strategies": ("orthogonal",)},
+        **{
+            "trials": 3,
+            "steps": 4,
+            "confirm_seeds": 2,
+            "confirm_steps": 4,
+            "strategies": ("orthogonal",),
+        },
         **arguments,
     }
     return InitTuner(own or trainer()).find(model, data, **given)
@@ -432,7 +438,7 @@ def test_the_trainers_checkpoint_says_what_is_best():
 
 
 def test_trials_are_no_longer_than_the_users_training():
-    assert find(Net(), Rows(), trainer(max_steps=3), steps=9).steps == 3
+    assert find(Net(), Rows(), trainer(max_steps=3), steps=9, confirm_steps=None).steps == 3
 
 
 def test_the_same_seed_finds_the_same():
