@@ -108,7 +108,7 @@ def test_the_sampler_turns_away_from_unhealthy_inits():
         result = find(half_unhealthy, Space(NAMES, SPACE.config), trials=40, seed=seed)
         later = result.trials[20:]
         shares.append(sum(bool(row["reason"]) for row in later) / len(later))
-    assert sum(shares) / 3 < 0.5  # 0.55 at random
+    assert sum(shares) / 3 < 0.4  # 0.55 at random
 
 
 @pytest.mark.parametrize("metric", [math.nan, math.inf, -math.inf])
