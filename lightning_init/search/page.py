@@ -264,4 +264,4 @@ def _facts(seen: Overview) -> Iterator[str]:
 
 def _plain(cell: str) -> str:
     """Statistics that do not exist are a dash."""
-    return _DASH if cell.startswith("nan") else cell.replace(" ± nan", "")
+    return _DASH if cell == "none" else cell

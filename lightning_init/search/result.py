@@ -14,7 +14,7 @@ import optuna
 from lightning_init.callbacks.init import InitCallback
 from lightning_init.search import overlay, verdict
 from lightning_init.search.budget import Goal
-from lightning_init.search.candidates import Candidate, short
+from lightning_init.search.candidates import Candidate
 from lightning_init.search.decision import Decision, against, decide, level_for, preference
 from lightning_init.search.plain import plain
 from lightning_init.search.statistics import (
@@ -183,11 +183,10 @@ class SearchResult:
         for one, versus in pairs:
             failed = f"{versus.failures} of {len(one.runs)}" if versus.failures else "0"
             name = f"{one.label} (winner)" if one is self.best else one.label
-            spread = f"{short(versus.mean)} ± {short(versus.sd)}"
             keep = one.is_baseline
             difference = "baseline" if keep else verdict.interval(versus)
             chance = "" if keep or math.isnan(versus.chance) else f"{versus.chance:.2f}"
-            found.append((name, spread, difference, chance, failed))
+            found.append((name, verdict.spread(versus), difference, chance, failed))
         return found
 
     def to_callback(self, **arguments: Any) -> InitCallback:

@@ -92,10 +92,20 @@ def lines(result: SearchResult) -> list[str]:
     ]
 
 
+def spread(found: Comparison) -> str:
+    """A mean with its standard deviation, as far as there are any."""
+    if math.isnan(found.mean):
+        return "none"
+    sd = "" if math.isnan(found.sd) else f" ± {short(found.sd)}"
+    return f"{short(found.mean)}{sd}"
+
+
 def interval(found: Comparison) -> str:
     """A gain with its interval."""
     if math.isnan(found.gain):
         return "no pair"
+    if math.isnan(found.low):
+        return f"{found.gain:+.3g} (one pair)"
     return f"{found.gain:+.3g} [{found.low:+.3g}, {found.high:+.3g}]"
 
 
@@ -154,7 +164,7 @@ def _facts(result: SearchResult) -> Iterator[str]:
     if any(value is not None for value in distance.values()):
         yield f"distance travelled from init: {_each(distance)}"
     if any(value is not None for value in gap.values()):
-        yield f"train/validation gap of {result.monitor}: {_each(gap)}"
+        yield f"train/validation gap of the metric: {_each(gap)}"
     far = [distance[one.label] for one in two]
     if len(far) == 2 and far[0] is not None and far[1] and far[0] < _STILL * far[1]:
         yield (

@@ -142,7 +142,7 @@ def test_runs_are_longer_measured_and_read_on_the_way():
     assert result.baseline.runs[0].reading(20) == result.baseline.runs[0].metric
     said = "\n".join(result.lines())
     assert "distance travelled from init: orthogonal lr=0.01 0.5, keep lr=0.01 0.5" in said
-    assert "train/validation gap of metric: orthogonal lr=0.01 0.1" in said
+    assert "train/validation gap of the metric: orthogonal lr=0.01 0.1" in said
 
 
 def test_ranks_that_turn_are_said():

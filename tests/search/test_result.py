@@ -207,3 +207,14 @@ def test_a_keep_that_is_unhealthy_is_not_recommended_without_a_word():
     said = "; but keep is unhealthy on every seed, and nothing better was found: the loss is not"
     assert said in find(evaluate, trials=5).verdict()
     assert "unhealthy" not in find(evaluate, trials=5, seed=6).verdict()
+
+
+def test_what_does_not_exist_is_no_number():
+    def evaluate(trial, report):
+        if trial.spec.strategy == "keep" and trial.seed < 4 and trial.seed != 1:
+            return Outcome(None, reason="not reached")
+        return valley(trial, report)
+
+    text = "\n".join(["|".join(row) for row in find(evaluate).rows()])
+    assert "nan" not in text
+    assert "(one pair)" in text
