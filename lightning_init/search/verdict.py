@@ -15,6 +15,8 @@ from lightning_init.strategies.spec import InitSpec
 if TYPE_CHECKING:
     from lightning_init.search.result import SearchResult
 
+_LEARNED = 0.05  # of the training loss at the start: a fall of less is that of guessing
+_ENDS = 10  # losses: a curve of fewer has no end to compare with its start
 _STILL = 0.2  # of keep's distance: a winner that travels less may have grown lazy
 
 
@@ -89,6 +91,7 @@ def lines(result: SearchResult) -> list[str]:
         *_without(result),
         *_crashes(result),
         *_taken_back(result),
+        *_nothing_learned(result),
     ]
 
 
@@ -237,3 +240,19 @@ def _taken_back(result: SearchResult) -> Iterator[str]:
         back = [str(run.info["calibration"]) for run in one.runs if run.info.get("calibration")]
         if back:
             yield f"{one.label}: in {len(back)} of {len(one.runs)} runs {back[0]}"
+
+
+def _nothing_learned(result: SearchResult) -> Iterator[str]:
+    """Trials that are too short to tell anything apart say nothing of the inits."""
+    drops = []
+    for trial in result.trials:
+        losses = [value for _, value in trial["curve"]]
+        if trial["metric"] is not None and len(losses) >= _ENDS and losses[0] > 0:
+            last = losses[-max(1, len(losses) // 10) :]
+            drops.append(1 - sum(last) / len(last) / losses[0])
+    if len(drops) > 2 and max(drops) < _LEARNED:
+        yield (
+            "no trial has learned anything yet: the best training loss fell by "
+            f"{100 * max(0.0, max(drops)):.0f} % only, so inits cannot be told apart: pass longer "
+            "--steps"
+        )

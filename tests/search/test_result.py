@@ -12,7 +12,7 @@ from lightning_init import InitCallback, InitSpec, search_init
 from lightning_init.search.space import Space, around
 from lightning_init.search.trial import Outcome
 from lightning_init.strategies.spec import spec_in
-from tests.search.fakes import LR, SPACE, half_unhealthy, only_noise, valley
+from tests.search.fakes import LR, SPACE, half_unhealthy, noise, only_noise, valley
 
 
 def find(evaluate=valley, space=SPACE, **arguments):
@@ -218,3 +218,16 @@ def test_what_does_not_exist_is_no_number():
     text = "\n".join(["|".join(row) for row in find(evaluate).rows()])
     assert "nan" not in text
     assert "(one pair)" in text
+
+
+def test_trials_that_learned_nothing_are_said_to_be_too_short():
+    def falling(to: float):
+        def evaluate(trial, report):
+            curve = tuple((step, 2.0 + (to - 2.0) * step / trial.steps) for step in range(1, 21))
+            return Outcome(2.0 + noise(trial) / 100, curve)
+
+        return "\n".join(find(evaluate).lines())
+
+    assert "no trial has learned anything yet" in falling(1.95)
+    assert "longer --steps" in falling(1.95)
+    assert "learned" not in falling(1.5)
