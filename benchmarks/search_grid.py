@@ -21,22 +21,19 @@ import json
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import optuna
-import torch
 from jsonargparse import Namespace
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.search_runs import SOURCES, cached, mean, sd, write  # noqa: E402
-from benchmarks.search_tasks import CODE, LR, MONITOR, Task, build, fit_of, quiet, tasks  # noqa: E402
+from benchmarks.search_runs import SOURCES, cached, mean, script, sd  # noqa: E402
+from benchmarks.search_tasks import CODE, LR, MONITOR, Task, build, fit_of, tasks  # noqa: E402
 from lightning_init import InitCallback, InitSpec, search_init  # noqa: E402
 from lightning_init.search.evaluate import JobEvaluate  # noqa: E402
 from lightning_init.search.job import Job  # noqa: E402
@@ -276,25 +273,7 @@ def _story(how: str, key: str, task: Task, seed: int, scale: Scale, cache: Path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one task, few trials: does it run?")
-    parser.add_argument("--only", default="", help="tasks whose key has this in it")
-    parser.add_argument("--repeats", type=int, default=5, help="seeds of the samplers")
-    parser.add_argument("--workers", type=int, default=1, help="processes for known trainings")
-    parser.add_argument("--write", action="store_true", help="into docs/search_measured.md")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".benchmarks")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    quiet()
-    began = time.perf_counter()
-    text = report(args)
-    print(text)
-    if args.write:
-        write("grid", text)
-    print(
-        f"\n{time.perf_counter() - began:.0f} s, PyTorch {torch.__version__}, Lightning "
-        f"{pl.__version__}, Optuna {optuna.__version__}"
-    )
+    script("grid", __doc__, report, repeats=(5, "seeds of the samplers"))
 
 
 if __name__ == "__main__":

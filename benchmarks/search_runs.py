@@ -7,21 +7,25 @@ initializer's code remove `.benchmarks/search`.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+import optuna
 import torch
 from scipy.stats import t as student
 
-from benchmarks.search_tasks import Fit, run, tasks
+from benchmarks.search_tasks import Fit, quiet, run, tasks
 
 ROOT = Path(__file__).parents[1]
 PACKAGE, PAGE = ROOT / "lightning_init", ROOT / "docs" / "search_measured.md"
@@ -92,3 +96,29 @@ def write(name: str, text: str, page: Path = PAGE) -> None:
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     head, rest = page.read_text().split(begin)
     page.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+
+
+def script(
+    name: str, doc: str, report: Callable[[argparse.Namespace], str], **numbers: tuple[int, str]
+) -> None:
+    """Run a benchmark with the options that all of them have, and some numbers of its own."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one task, little: does it run?")
+    parser.add_argument("--only", default="", help="tasks whose key has this in it")
+    for option, (default, text) in numbers.items():
+        parser.add_argument(f"--{option}", type=int, default=default, help=text)
+    parser.add_argument("--workers", type=int, default=1, help="processes for known trainings")
+    parser.add_argument("--write", action="store_true", help=f"into docs/{PAGE.name}")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".benchmarks")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    quiet()
+    began = time.perf_counter()
+    text = report(args)
+    print(text)
+    if args.write:
+        write(name, text)
+    print(
+        f"\n{time.perf_counter() - began:.0f} s, PyTorch {torch.__version__}, Lightning "
+        f"{pl.__version__}, Optuna {optuna.__version__}"
+    )

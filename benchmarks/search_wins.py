@@ -20,15 +20,13 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import lightning.pytorch as pl
-import torch
 from jsonargparse import Namespace
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.search_runs import SOURCES, cached, interval, mean, sd, write  # noqa: E402
-from benchmarks.search_tasks import CODE, LR, RATES, Task, fit_of, quiet, tasks  # noqa: E402
+from benchmarks.search_runs import SOURCES, cached, interval, mean, script, sd  # noqa: E402
+from benchmarks.search_tasks import CODE, LR, RATES, Task, fit_of, tasks  # noqa: E402
 from lightning_init import InitSpec, search_init  # noqa: E402
 from lightning_init.search.evaluate import JobEvaluate  # noqa: E402
 from lightning_init.search.job import Job  # noqa: E402
@@ -170,25 +168,7 @@ def report(args: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one task, few steps: does it run?")
-    parser.add_argument("--only", default="", help="tasks whose key has this in it")
-    parser.add_argument("--seed", type=int, default=0, help="of the search")
-    parser.add_argument("--workers", type=int, default=1, help="processes for known trainings")
-    parser.add_argument("--write", action="store_true", help="into docs/search_measured.md")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".benchmarks")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    quiet()
-    began = time.perf_counter()
-    text = report(args)
-    print(text)
-    if args.write:
-        write("wins", text)
-    print(
-        f"\n{time.perf_counter() - began:.0f} s, PyTorch {torch.__version__}, "
-        f"Lightning {pl.__version__}"
-    )
+    script("wins", __doc__, report, seed=(0, "of the search"))
 
 
 if __name__ == "__main__":

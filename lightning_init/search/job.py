@@ -121,22 +121,6 @@ class Job:
         pl.seed_everything(seed, workers=True, verbose=False)
         return self._cli.make(chosen, callbacks, trainer)
 
-    def logged_metrics(self) -> tuple[str, ...]:
-        """What the module logs, found by training and validating one batch of a throw-away model.
-
-        Raises:
-            ConfigError: If there is no training data.
-        """
-        model, data, trainer = self.build(0, {}, [], **SHORT, max_steps=1, limit_val_batches=1)
-        require_data(model, data)
-        with interruptible():
-            trainer.fit(model, datamodule=data)
-            logged: dict[str, Any] = dict(trainer.callback_metrics)
-            if validates(model, data):
-                for found in trainer.validate(model, datamodule=data, verbose=False):
-                    logged.update(dict.fromkeys(found))
-        return tuple(logged)
-
     def learning_rates(self) -> dict[str, float]:
         """The learning rates in the configuration, by dotted key."""
         rates = {

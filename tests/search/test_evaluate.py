@@ -60,7 +60,7 @@ def test_a_trial_is_an_ordinary_fit_bit_for_bit(evaluator, strategy, seed):
     found = evaluator(digits())(trial(strategy, {LR: 0.02}, seed=seed), go_on)
 
     pl.seed_everything(seed, workers=True, verbose=False)
-    data, model = Digits(), DigitsMLP(depth=4, lr=0.02)  # LightningCLI builds in this order
+    model, data = DigitsMLP(depth=4, lr=0.02), Digits()
     init = InitCallback(strategy, verbose=False)
     settings = {**SHORT, "accelerator": "cpu", "gradient_clip_val": 1.0, "max_steps": STEPS}
     trainer = pl.Trainer(callbacks=[init], **settings)

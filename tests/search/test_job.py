@@ -232,13 +232,6 @@ def test_a_model_that_brings_its_data(job):
     assert data is None
 
 
-def test_what_the_module_logs(job):
-    assert set(job({**BOTH, "trainer": CPU}).logged_metrics()) == {"val_loss"}
-    bare = {"model": BARE, "data": DATA, "trainer": CPU}
-    bare["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
-    assert job(bare).logged_metrics() == ()
-
-
 def test_parsing_touches_neither_random_state_nor_command_line(job, monkeypatch):
     monkeypatch.setattr("sys.argv", ["pytest", "--model.init_args.width=99", "--nonsense"])
     before = torch.get_rng_state()

@@ -220,14 +220,15 @@ def test_what_does_not_exist_is_no_number():
     assert "(one pair)" in text
 
 
-def test_trials_that_learned_nothing_are_said_to_be_too_short():
-    def falling(to: float):
-        def evaluate(trial, report):
-            curve = tuple((step, 2.0 + (to - 2.0) * step / trial.steps) for step in range(1, 21))
-            return Outcome(2.0 + noise(trial) / 100, curve)
+@pytest.mark.parametrize(("fall", "said"), [(0.049, True), (0.051, False)])
+def test_trials_that_learned_nothing_are_said_to_be_too_short(fall, said):
+    slope = fall * 2.0 / (18.5 + fall * 1.0)  # from the first loss to the mean of the last two
 
-        return "\n".join(find(evaluate).lines())
+    def evaluate(trial, report):
+        curve = tuple((step, 2.0 - slope * step) for step in range(1, 21))
+        assert 1 - (curve[-1][1] + curve[-2][1]) / 2 / curve[0][1] == pytest.approx(fall)
+        return Outcome(2.0 + noise(trial) / 100, curve)
 
-    assert "no trial has learned anything yet" in falling(1.95)
-    assert "longer --steps" in falling(1.95)
-    assert "learned" not in falling(1.5)
+    text = "\n".join(find(evaluate).lines())
+    assert ("no trial has learned anything yet" in text) is said
+    assert ("longer --steps" in text) is said
