@@ -9,7 +9,7 @@ it is known which rows of a fused matrix become the query.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +40,11 @@ from lightning_init.architecture.values import derived, observe
 class Tape(TorchFunctionMode):
     """Records the calls of one forward pass, by identity of the tensors that flow.
 
+    Args:
+        parameters: Of the model.
+        constants: Tensors of the model that are no parameters.
+        in_use: `id` of what is seen in place of a parameter -> that parameter.
+
     Attributes:
         ops: The calls in execution order.
         guard: What puts parameters back that the pass writes to.
@@ -47,7 +52,12 @@ class Tape(TorchFunctionMode):
         failed: The last call that raised an error, and the error.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], constants: Iterable[Tensor] = ()) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        constants: Iterable[Tensor] = (),
+        in_use: Mapping[int, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         parameters = list(parameters)
         self.guard = Guard(parameters)
@@ -65,6 +75,8 @@ class Tape(TorchFunctionMode):
                 continue
             shape = tuple(parameter.shape)
             self._known[id(parameter)] = Weight((id(parameter),), shape, raw=True)
+        for key, parameter in (in_use or {}).items():
+            self._known[key] = self._known[id(parameter)]
 
     def __torch_function__(
         self,

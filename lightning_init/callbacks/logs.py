@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.names import named_tensors, named_weights
+from lightning_init.architecture.sharded import is_sharded, whole
 
 
 def run_folder(trainer: pl.Trainer) -> Path | None:
@@ -36,20 +37,27 @@ def write_json(trainer: pl.Trainer, name: str, data: Mapping[str, Any]) -> None:
         (folder / name).write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
-def save_weights(model: nn.Module, path: Path, facts: dict[str, str]) -> None:
+def save_weights(model: nn.Module, path: Path, facts: dict[str, str], writes: bool = True) -> None:
     """Write a model's parameters, each tied one once, as a safetensors file.
+
+    All processes call this: sharded tensors are gathered, one after the other.
 
     Args:
         model: The model.
         path: The file; its folder is made.
         facts: Kept in the file's header.
+        writes: Whether this process writes.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A computed weight is kept as what it is computed from, by the names of the state_dict.
     computed = named_weights(model)
-    values = {
-        names[-1 if names in computed else 0]: tensor.detach().cpu().contiguous().clone()
-        for names, tensor in named_tensors(model)
-        if not is_lazy(tensor)
-    }
+    values = {}
+    for names, tensor in named_tensors(model):
+        if is_lazy(tensor) or not (writes or is_sharded(tensor)):
+            continue
+        value = whole(tensor)
+        if writes:
+            values[names[-1 if names in computed else 0]] = value.cpu().contiguous().clone()
+    if not writes:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file(values, path, metadata=facts)

@@ -55,6 +55,7 @@ class Placement:
         self._built: Built | None = Built() if remembers else None
         self.plan: Plan | None = None
         self.missing = ""
+        self._on_meta = False
         self._waits = False  # for the first batch, which tells lazy layers their shapes
         self._remove: Callable[[], None] | None = None
 
@@ -75,9 +76,11 @@ class Placement:
 
         self._remove = after(module, hook, rest)
 
-    def catch_up(self, module: pl.LightningModule) -> None:
+    def catch_up(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """At `on_fit_start`: write what was on the meta device before."""
-        if self.plan is None and not self._waits:
+        if self._on_meta:
+            self._write(module, self.forward(trainer, module))
+        elif self.plan is None and not self._waits:
             self._write(module, None)
 
     def finish(self, module: pl.LightningModule, forward: Forward) -> None:
@@ -134,7 +137,8 @@ class Placement:
         return training_forward(module, batch)
 
     def _write(self, module: pl.LightningModule, forward: Forward | None) -> None:
-        if any(tensor.is_meta for _, tensor in named_tensors(module)):
+        self._on_meta = any(tensor.is_meta for _, tensor in named_tensors(module))
+        if self._on_meta:
             note_empty(module)
             return
         try:

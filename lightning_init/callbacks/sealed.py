@@ -57,8 +57,9 @@ def seal(
         "plan": None if placed.plan is None else placed.plan.to_dict(),
     }
     write_json(trainer, "init.json", data)
-    if file is not None and trainer.is_global_zero:
-        save_weights(module, file, {"fingerprint": start.fingerprint})
+    if file is not None:
+        facts = {"fingerprint": start.fingerprint}
+        save_weights(module, file, facts, writes=trainer.is_global_zero)
     return start
 
 

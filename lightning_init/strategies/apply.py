@@ -26,6 +26,7 @@ from lightning_init.architecture.names import (
 from lightning_init.architecture.plain import plain
 from lightning_init.architecture.preserve import fix_rng, preserved
 from lightning_init.architecture.provenance import checksum, record_of
+from lightning_init.architecture.sharded import whole
 from lightning_init.architecture.state import Undo, keep_tensor
 from lightning_init.strategies.assigned import assign, is_close, unscalable
 from lightning_init.strategies.calibration import Calibration
@@ -209,7 +210,7 @@ def fingerprint(model: nn.Module) -> str:
         if is_lazy(tensor):
             continue
         digest.update(f"{names}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        raw = tensor.detach().cpu().contiguous().flatten()
+        raw = whole(tensor).cpu().contiguous().flatten()
         digest.update(raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b"")
     return digest.hexdigest()
 
