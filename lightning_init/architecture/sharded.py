@@ -7,12 +7,16 @@ numbers: one tensor at a time is whole.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+Undo = Callable[[], None]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -37,18 +41,30 @@ def whole(tensor: Tensor) -> Tensor:
         >>> whole(torch.ones(2, requires_grad=True))
         tensor([1., 1.])
     """
-    value: Any = tensor.detach()
-    if not is_sharded(value) or value.is_meta:
+    sharded: Any = tensor
+    if not is_sharded(tensor) or tensor.is_meta:
         return tensor.detach()
-    with torch._C.DisableTorchFunction(), torch.no_grad():  # nobody who listens sees the gathering
-        gathered: Tensor = value.full_tensor()
+    with _unseen():
+        gathered: Tensor = sharded.full_tensor().detach()
     return gathered
+
+
+def norm_of(tensor: Tensor) -> Tensor:
+    """Euclidean norm of all of a DTensor, as float32; numbers are exchanged, not tensors."""
+    with _unseen():
+        dtype = None if tensor.dtype is torch.float64 else torch.float32
+        size: Any = torch.linalg.vector_norm(tensor.detach(), dtype=dtype)
+        found: Tensor = size.full_tensor().float()
+    return found
 
 
 def local(tensor: Tensor) -> Tensor:
     """The part that this process holds, which shares the tensor's memory."""
-    value: Any = tensor.detach()
-    part: Tensor = value.to_local() if is_sharded(value) else value
+    if not is_sharded(tensor):
+        return tensor.detach()
+    with _unseen():
+        sharded: Any = tensor.detach()
+        part: Tensor = sharded.to_local()
     return part
 
 
@@ -116,9 +132,54 @@ def rest(model: nn.Module) -> None:
     units = _units(model)
     for unit in units:
         if hasattr(unit, "reset_iter_state"):  # since PyTorch 2.13
-            with suppress(RuntimeError):  # not the outermost one
+            with suppress(RuntimeError, AttributeError):  # not the outermost one; not yet run
                 unit.reset_iter_state()
         unit.reshard()
+
+
+def hush(model: nn.Module) -> Undo:
+    """What FSDP2 does before and after a module runs is seen by no `TorchFunctionMode`.
+
+    Returns:
+        A call that ends it.
+    """
+    undo: list[Undo] = []
+    for unit in _units(model):
+        for table in (unit._forward_pre_hooks, unit._forward_hooks):
+            for key, hook in table.items():
+                if getattr(hook, "__module__", "").startswith("torch.distributed"):
+                    table[key] = _hushed(hook)
+                    undo.append(partial(table.__setitem__, key, hook))
+
+    def end() -> None:
+        for each in undo:
+            each()
+
+    return end
+
+
+def _hushed(hook: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return hook(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def _unseen() -> Iterator[None]:
+    """DTensors work here, wherever this is called from, and no mode sees it."""
+    tls, excluded = torch._C, torch._C._dispatch_tls_local_exclude_set()
+    for key in (tls.DispatchKey.Python, tls.DispatchKey.PythonTLSSnapshot):
+        excluded = excluded.remove(key)
+    included = tls._dispatch_tls_local_include_set()
+    with (
+        torch.no_grad(),
+        tls.DisableTorchFunction(),
+        tls._ForceDispatchKeyGuard(included, excluded),
+        _disable_current_modes(),
+    ):
+        yield
 
 
 def _units(model: nn.Module) -> list[Any]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_init.architecture.sharded import is_sharded, whole
+from lightning_init.architecture.sharded import is_sharded, norm_of
 
 LEAST = 16  # rows; a monitored step reads the first 1/16 of the batch, at least that many
 _ENOUGH = 2**15  # values that a monitored step reads of an output, if there are rows enough
@@ -83,10 +83,8 @@ def wide(value: Tensor) -> torch.dtype:
 
 def euclidean(value: Tensor) -> Tensor:
     """Euclidean norm as float32, of sparse tensors, too."""
-    if is_sharded(value):  # the norm of the whole
-        exact = value.dtype is torch.float64
-        size = torch.linalg.vector_norm(value.detach(), dtype=None if exact else torch.float32)
-        return whole(size).float()
+    if is_sharded(value):
+        return norm_of(value)
     dense = value.coalesce().values() if value.is_sparse else value
     exact = dense.dtype in (torch.float64, torch.complex128)
     found: Tensor = torch.linalg.vector_norm(dense.detach(), dtype=None if exact else torch.float32)

@@ -17,7 +17,7 @@ from torch.nn.modules.module import (
 
 from lightning_init.architecture.calls import Op
 from lightning_init.architecture.preserve import preserved
-from lightning_init.architecture.sharded import in_use
+from lightning_init.architecture.sharded import hush, in_use
 from lightning_init.architecture.tape import Tape
 
 
@@ -96,8 +96,10 @@ def trace(
     torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer hides its parts
     try:
         guard = tape.guard
-        with preserved(model, guard.parameters), guard.watching(), eager(), tape:
-            forward()
+        with preserved(model, guard.parameters), guard.watching(), eager():
+            hush(model)
+            with tape:
+                forward()
     except Exception as error:
         at = ""
         if within:
