@@ -69,6 +69,7 @@ class Tape(TorchFunctionMode):
         self._constants = {id(tensor) for tensor in constants}
         self._alive: list[Tensor] = []  # an id is only unique while its tensor lives
         self._rows = 0
+        self._frees = bool(in_use)
         self._starts: list[int] = []
         for parameter in parameters:
             if is_lazy(parameter):
@@ -120,7 +121,7 @@ class Tape(TorchFunctionMode):
             )
             sources = [self._source(given) for _ in call.results]
             if name in COMPARISONS:
-                self.ops[sources[0].op].seen["call"] = call
+                self.ops[sources[0].op].seen["call"] = call.lasting() if self._frees else call
             return sources
         if (weights := derived(name, call)) is not None:
             return weights
@@ -144,7 +145,7 @@ class Tape(TorchFunctionMode):
         )
         observe(self.ops, op, call)
         if name in POINTWISE:
-            op.seen["call"] = call
+            op.seen["call"] = call.lasting() if self._frees else call
         rows = rows_of(op, call, self._starts)
         if "rows" in op.seen:
             self._starts.append(self._rows)

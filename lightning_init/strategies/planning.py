@@ -13,6 +13,7 @@ from lightning_init.architecture.judge import Verdict, judge
 from lightning_init.architecture.names import canonical, named_weights, unwrap
 from lightning_init.architecture.params import Architecture, ParamInfo
 from lightning_init.architecture.provenance import note_empty
+from lightning_init.architecture.sharded import any_sharded
 from lightning_init.strategies.assigned import through_parametrizations
 from lightning_init.strategies.distributions import Distribution, Keep
 from lightning_init.strategies.initializers import HEAD, Initializer, Overridden, matches
@@ -103,6 +104,7 @@ def make_plan(
     """
     chosen = resolve(strategy)
     model = unwrap(model)
+    _check_sharded(model)
     architecture = analyze(model, forward)
     chosen = chosen.prepared(model, architecture)
     patterns = check_scope(scope)
@@ -195,6 +197,16 @@ def _refuse(model: nn.Module, entries: tuple[PlanEntry, ...], traced: bool) -> N
     if hit:
         why = "not reached by `forward`" if traced else "pass forward=lambda: model(batch)"
         raise NoShapeError(_refusal(hit, f"is lazy and has no shape yet: {why}"))
+
+
+def _check_sharded(model: nn.Module) -> None:
+    computed = named_weights(model)
+    if computed and any_sharded(model.parameters()):
+        raise ValueError(
+            f"cannot initialize: {_several([names[0] for names in computed])} computed by a "
+            "parametrization in a sharded model, whose parts tell no process the whole: initialize "
+            "before sharding, or shard without parametrizations. Nothing has been changed"
+        )
 
 
 def _refuse_to_calibrate(entries: tuple[PlanEntry, ...]) -> None:
