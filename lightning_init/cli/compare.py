@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from lightning_init.cli.live import Live
 from lightning_init.cli.options import job_for, spec_from
 from lightning_init.cli.search import config_name, say
 from lightning_init.search.board import Board
@@ -19,6 +18,7 @@ from lightning_init.search.compare import compare_specs
 from lightning_init.search.evaluate import JobEvaluate
 from lightning_init.search.job import ConfigError, Job
 from lightning_init.search.keys import dotted_items, every_item, unknown_key
+from lightning_init.search.live import Live
 from lightning_init.search.records import OtherStudyError
 from lightning_init.search.settings import Settings, settings_for
 from lightning_init.strategies.spec import InitSpec, spec_in
