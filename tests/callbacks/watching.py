@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from lightning_init import InitCallback
 from tests.callbacks import nets
 from tests.callbacks.nets import AtStart, Digits, mlp
+
+
+def fitted(
+    module: pl.LightningModule, callback: InitCallback, **arguments: Any
+) -> tuple[InitCallback, AtStart]:
+    start = AtStart()
+    nets.fit(module, callback, start, **{"max_steps": 1, **arguments})
+    return callback, start
 
 
 def watched(module: Digits, **arguments: Any) -> tuple[InitCallback, AtStart]:
