@@ -93,7 +93,7 @@ def note_empty(model: nn.Module) -> None:
     """Remember which tensors have no values: on the meta device, or made with `empty_init=True`.
 
     Without an init, tensors have been written zero times, and of PyTorch's own matrices most hold
-    what weights never do: NaN, infinity, numbers above 1e6, or nothing but zeros. Copied and loaded
+    what weights never do: NaN, infinity, numbers above 1e4, or nothing but zeros. Copied and loaded
     tensors may have been written zero times as well, but hold weights.
 
     Example:
@@ -130,7 +130,7 @@ def _is_no_weight(tensor: Tensor) -> bool:
     low, high = (float(value) for value in torch.aminmax(_picked(tensor).float()))
     if tensor.ndim < 2 and low == high == 0:  # as biases are
         return False
-    return not 1e-30 < max(-low, high) < 1e6
+    return not 1e-30 < max(-low, high) < 1e4
 
 
 def flags_of(names: tuple[str, ...], parameter: nn.Parameter) -> frozenset[str]:

@@ -99,7 +99,7 @@ def test_what_the_trainer_has_cast_is_still_what_was_drawn(precision: str) -> No
 
 @pytest.mark.case(27)
 @pytest.mark.parametrize("precision", ["32-true", *TRUE])
-@pytest.mark.parametrize("empty", [None, 0.0, math.nan, 1e30, 3e-40])
+@pytest.mark.parametrize("empty", [None, 0.0, math.nan, 6e4, 3e-40])
 def test_a_module_that_the_trainer_made(precision: str, empty: float | None) -> None:
     """Memory that nobody wrote may hold anything; all of it is drawn, and said to be."""
     callback, start = InitCallback("orthogonal", seed=3), AtStart()
