@@ -80,15 +80,12 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple, set)) else value
 
 
-def overlap(one: str | list[str], two: str | list[str]) -> bool:
-    """Whether two scopes can mean the same tensor; patterns are taken to differ unless equal."""
-    whole = ("untrained", "all")
-    if one in whole or two in whole:
-        return True
-    first = {one} if isinstance(one, str) else set(one)
-    return bool(first & ({two} if isinstance(two, str) else set(two)))
-
-
 def callbacks_of(trainer: pl.Trainer) -> list[Any]:
     """A Trainer's callbacks in their order; Lightning's stubs do not know the attribute."""
     return list(trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def callbacks_after(trainer: pl.Trainer, callback: object) -> list[Any]:
+    """Those that come later in a Trainer's list; none for a callback that is not in it."""
+    callbacks = callbacks_of(trainer)
+    return callbacks[callbacks.index(callback) + 1 :] if callback in callbacks else []
