@@ -171,4 +171,5 @@ def _result(
         screened=budget.steps,
         rates=sweep.rates,
         rate_key=budget.lr_key if rated(budget, space) else "",
+        lists=space.lists,
     )
