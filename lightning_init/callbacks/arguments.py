@@ -83,9 +83,3 @@ def _plain(value: Any) -> Any:
 def callbacks_of(trainer: pl.Trainer) -> list[Any]:
     """A Trainer's callbacks in their order; Lightning's stubs do not know the attribute."""
     return list(trainer.callbacks)  # type: ignore[attr-defined]
-
-
-def callbacks_after(trainer: pl.Trainer, callback: object) -> list[Any]:
-    """Those that come later in a Trainer's list; none for a callback that is not in it."""
-    callbacks = callbacks_of(trainer)
-    return callbacks[callbacks.index(callback) + 1 :] if callback in callbacks else []

@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 
 from lightning_init.architecture.provenance import record_of
 from lightning_init.callbacks.actions import OnUnhealthy, check_action
-from lightning_init.callbacks.arguments import callbacks_after, changed, check_count, spec_of
+from lightning_init.callbacks.arguments import callbacks_of, changed, check_count, spec_of
 from lightning_init.callbacks.forward import training_forward
+from lightning_init.callbacks.later import take_off
 from lightning_init.callbacks.monitor import HealthMonitor
 from lightning_init.callbacks.placement import Placement, was_rewritten
 from lightning_init.callbacks.rescue import Rescue, check_ladder, rungs
@@ -134,10 +135,7 @@ class InitCallback(Callback):
 
     @property
     def fingerprint(self) -> str | None:
-        """SHA-256 of the weights that training started from, None before the first batch.
-
-        In a resumed run it is that of the first one.
-        """
+        """SHA-256 of the weights that the run, or the one it resumes, started from; else None."""
         return None if self.origin.known is None else self.origin.known.fingerprint
 
     @property
@@ -158,10 +156,13 @@ class InitCallback(Callback):
         self._placement = None
         self.origin.forget()
         self.yields = False
+        inits = [each for each in callbacks_of(trainer) if isinstance(each, InitCallback)]
+        if self in inits[:1] or self not in inits:
+            take_off(pl_module)
         if record_of(pl_module).trained:
             self._say("the model has been trained here before: its weights are left alone")
             return
-        later = [c for c in callbacks_after(trainer, self) if isinstance(c, InitCallback)]
+        later = inits[inits.index(self) + 1 :] if self in inits else ()
         scopes = [(each.name, each.scope) for each in later]
         strategy, said = left_over(self.strategy, self.scope, self.name, scopes)
         for text in said:
@@ -289,7 +290,7 @@ class InitCallback(Callback):
         if placed is None or placed.plan is None or not self.verbose:
             return
         rank_zero_info(table(placed, report, self.name))
-        if report is not None and not report.findings:
+        if report and not report.findings:
             self._say(report.verdict())
 
     def _say(self, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -79,6 +80,27 @@ def test_a_broad_one_leaves_to_a_later_one_what_that_one_means(
     else:
         assert nets.same(found, expected)
     assert any("leaves net.2.* to InitCallback('normal')" in text for text in said)
+
+
+def test_wrappers_of_several_callbacks_all_come_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    scopes: list[Any] = [["net.0.*"], ["net.2.*"], ["net.4.*"]]
+    calls = [quiet("xavier_normal", scope=scope) for scope in scopes]
+    module = BuiltInConfigureModel()
+    found = started(module, *calls)
+    assert nets.hooks(module) == []
+    assert nets.same(found, nets.weights(direct(mlp(), "xavier_normal")))
+    # A fit that ends without a word leaves them; the next one takes them off.
+    module = BuiltInConfigureModel()
+    for call in calls:
+        monkeypatch.setattr(call, "on_exception", lambda *args: None)
+    stop = nets.AtStart()
+    monkeypatch.setattr(stop, "setup", Mock(side_effect=ValueError("now")))
+    with pytest.raises(ValueError, match="now"):
+        nets.fit(module, *calls, stop)
+    assert nets.hooks(module) == [".configure_model"]
+    fresh = [quiet("xavier_normal", scope=scope) for scope in scopes]
+    assert nets.same(started(module, *fresh), found)
+    assert nets.hooks(module) == []
 
 
 def test_of_three_each_leaves_what_is_left_to_it() -> None:
