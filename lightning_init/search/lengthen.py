@@ -90,7 +90,7 @@ def longer(budget: Budget) -> Budget | None:
 
     Example:
         >>> longer(Budget(steps=80, confirm_steps=240, longest_steps=250)).steps
-        240
+        250
     """
     steps = min(_FACTOR * budget.steps, budget.longest_steps)
     if steps <= budget.steps:
