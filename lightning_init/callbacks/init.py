@@ -15,17 +15,15 @@ from torch.optim import Optimizer
 from lightning_init.architecture.provenance import record_of
 from lightning_init.callbacks.actions import OnUnhealthy, check_action
 from lightning_init.callbacks.arguments import callbacks_of, changed, check_count, overlap, spec_of
-from lightning_init.callbacks.display import render
 from lightning_init.callbacks.forward import training_forward
-from lightning_init.callbacks.logs import save_weights, write_json
 from lightning_init.callbacks.monitor import HealthMonitor
 from lightning_init.callbacks.placement import Placement, was_rewritten
 from lightning_init.callbacks.rescue import Rescue, check_ladder, rungs
 from lightning_init.callbacks.restart import restart
+from lightning_init.callbacks.sealed import seal, table
 from lightning_init.health.attempts import Attempt
 from lightning_init.health.registry import Profile, Rules
 from lightning_init.health.report import Report
-from lightning_init.strategies.apply import fingerprint
 from lightning_init.strategies.plan import Plan
 from lightning_init.strategies.planning import StrategyLike, check_scope, resolve
 from lightning_init.strategies.registry import Strategy
@@ -233,18 +231,9 @@ class InitCallback(Callback):
             self._placement.let_go()
 
     def _seal(self, trainer: pl.Trainer, pl_module: pl.LightningModule, placed: Placement) -> None:
-        """Fingerprint, file and saved copy of the weights that training starts from."""
-        self.fingerprint = fingerprint(pl_module)
-        data = {
-            "spec": spec.to_dict() if isinstance(spec := placed.strategy, InitSpec) else None,
-            "seed": placed.seed.value,
-            "seed_source": placed.seed.source,
-            "fingerprint": self.fingerprint,
-            "plan": None if placed.plan is None else placed.plan.to_dict(),
-        }
-        write_json(trainer, "init.json", data)
-        if self.save_init is not None and trainer.is_global_zero:
-            save_weights(pl_module, self.save_init, {"fingerprint": self.fingerprint})
+        """Note the weights that training starts from, and write them down."""
+        start = seal(trainer, pl_module, placed, self.name, self.save_init)
+        self.fingerprint = start.fingerprint
 
     def _rescue(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any
@@ -277,15 +266,9 @@ class InitCallback(Callback):
         placed = self._placement
         if placed is None or placed.plan is None or not self.verbose:
             return
-        rank_zero_info(render(placed.plan, report, self._header(placed)))
+        rank_zero_info(table(placed, report, self.name))
         if report is not None and not report.findings:
             self._say(report.verdict())
-
-    def _header(self, placed: Placement) -> str:
-        spec = placed.strategy  # not always `self.spec`: that of a rescue
-        chosen = spec if isinstance(spec, InitSpec) else self.name
-        late = placed.missing and f"; {placed.missing}"
-        return f"lightning_init: {chosen}, seed {placed.seed.value} ({placed.seed.source}){late}"
 
     def _overruled(self, trainer: pl.Trainer) -> str | None:
         """The InitCallback that comes later in the list and means some of the same tensors."""
