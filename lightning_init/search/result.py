@@ -53,6 +53,7 @@ class SearchResult:
             None if both are the same.
         rate_key: The configuration key that is the learning rate, `""` for none.
         note: What came between, as that trials were made longer; `""` for nothing.
+        lists: The user's own lists that keys of the configuration reach into.
     """
 
     baseline: Candidate
@@ -69,6 +70,7 @@ class SearchResult:
     stability: Stability | None = None
     rate_key: str = ""
     note: str = ""
+    lists: Mapping[str, list[Any]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def judge(
@@ -84,6 +86,7 @@ class SearchResult:
         rates: Mapping[str, Rates] | None = None,
         rate_key: str = "",
         note: str = "",
+        lists: Mapping[str, list[Any]] | None = None,
     ) -> SearchResult:
         """Compare and choose, see `decide`.
 
@@ -98,6 +101,7 @@ class SearchResult:
             rates: What the sweep of learning rates found.
             rate_key: The configuration key that is the learning rate.
             note: What came between.
+            lists: The user's own lists that keys of the configuration reach into.
         """
         goals = tuple(goals)
         level = level_for(len(candidates), len(goals))
@@ -120,6 +124,7 @@ class SearchResult:
             stability=_stability([baseline, *ordered], (screened, steps), goals[0].mode),
             rate_key=rate_key,
             note=note,
+            lists=lists or {},
         )
 
     @property

@@ -189,4 +189,5 @@ def _result(
         rates=sweep.rates,
         rate_key=budget.lr_key if rated(budget, space) else "",
         note=said(budget),
+        lists=space.lists,
     )

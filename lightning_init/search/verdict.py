@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_init.search.candidates import Candidate, Run, label, short
+from lightning_init.search.keys import leaf
 from lightning_init.search.lengthen import fall
 from lightning_init.search.space import scheme
 from lightning_init.search.statistics import Comparison
@@ -40,7 +41,7 @@ def verdict(result: SearchResult) -> str:
     if best.kind == "tuned":
         key = result.rate_key
         return (
-            f"the gain is the learning rate's: keep your init, set {key.rpartition('.')[2]}="
+            f"the gain is the learning rate's: keep your init, set {leaf(key)}="
             f"{short(best.config[key])} ({'; '.join(said)})"
         )
     return f"{best.label} wins: {'; '.join(said)}"
