@@ -31,6 +31,7 @@ from lightning_init.strategies.plan import Forward, Plan
 from lightning_init.strategies.planning import Scope, StrategyLike, make_plan
 from lightning_init.strategies.seeds import Seed
 from lightning_init.strategies.spec import InitSpec
+from lightning_init.strategies.write import in_float32
 
 
 class Placement:
@@ -86,7 +87,8 @@ class Placement:
             self._write(module, None)
 
         def rest() -> None:
-            self._write(module, self.forward(trainer, module))
+            with in_float32():  # the Trainer's precision and device are the defaults in there
+                self._write(module, self.forward(trainer, module))
 
         self._later.append(After(module, hook, rest))
 
