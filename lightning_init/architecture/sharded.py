@@ -1,4 +1,4 @@
-"""Tensors of which each process holds a part: DTensors, as FSDP2 and tensor parallelism make them.
+"""Tensors of which each process holds a part: DTensors, of FSDP2 and tensor parallelism; FSDP1.
 
 What gathers a tensor is called by all processes, in the same order, and gives all of them the same
 numbers: one tensor at a time is whole.
@@ -27,6 +27,16 @@ def is_sharded(tensor: Tensor) -> bool:
         False
     """
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "full_tensor")
+
+
+def is_flat(tensor: Tensor) -> bool:
+    """Whether FSDP1 has made a tensor a piece of a larger one; a process then sees its own part.
+
+    Example:
+        >>> is_flat(torch.zeros(1))
+        False
+    """
+    return bool(getattr(tensor, "_fsdp_flattened", False))
 
 
 def any_sharded(tensors: Iterable[Tensor]) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_init.architecture.sharded import is_sharded, local
+from lightning_init.architecture.sharded import is_flat, is_sharded, local
 
 Undo = Callable[[], None]
 
@@ -102,7 +102,7 @@ def keep_tensor(value: Tensor) -> Undo | None:
     """How to put a tensor's values back; None for one that takes part in a graph."""
     if is_lazy(value):
         return _keep_lazy(value)
-    if value.is_meta or (value.requires_grad and not value.is_leaf):
+    if value.is_meta or is_flat(value) or (value.requires_grad and not value.is_leaf):
         return None
     if is_sharded(value):
         return keep_tensor(local(value))
@@ -112,10 +112,20 @@ def keep_tensor(value: Tensor) -> Undo | None:
         # Bumping the version counter of an unchanged tensor would look like a write.
         if value.shape != copy.shape:
             value.data = copy
-        elif not torch.equal(value, copy):
+        elif not _is_same(value, copy):
             value.copy_(copy)
 
     return restore
+
+
+def _is_same(one: Tensor, two: Tensor) -> bool:
+    if torch.equal(one, two):
+        return True
+    dense = one.layout is torch.strided and not hasattr(one, "device_mesh")
+    if not (dense and one.is_floating_point() and bool(two.isnan().any())):
+        return False
+    bits = [each.detach().contiguous().flatten().view(torch.uint8) for each in (one, two)]
+    return torch.equal(*bits)  # NaN is not equal to itself
 
 
 def _keep_lazy(value: Tensor) -> Undo:

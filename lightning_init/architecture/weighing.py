@@ -17,7 +17,7 @@ from lightning_init.architecture.names import named_tensors, named_weights, unwr
 from lightning_init.architecture.parametrized import Derived
 from lightning_init.architecture.params import ParamInfo, Role
 from lightning_init.architecture.readings import WeightReading
-from lightning_init.architecture.sharded import any_sharded, whole
+from lightning_init.architecture.sharded import any_sharded, is_flat, whole
 from lightning_init.architecture.signals import means, norms
 from lightning_init.architecture.twins import twins
 
@@ -105,7 +105,7 @@ class Scale:
                 computed[names][0] if names in computed else None,
             )
             for names, parameter in tensors
-            if not is_lazy(parameter)
+            if not (is_lazy(parameter) or is_flat(parameter))
             and not parameter.is_meta
             and parameter.is_floating_point()
             and parameter.numel()

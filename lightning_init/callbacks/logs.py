@@ -10,10 +10,9 @@ from typing import Any
 import lightning.pytorch as pl
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn.parameter import is_lazy
 
+from lightning_init.architecture.gathered import gathered
 from lightning_init.architecture.names import named_tensors, named_weights
-from lightning_init.architecture.sharded import is_sharded, whole
 
 
 def run_folder(trainer: pl.Trainer) -> Path | None:
@@ -50,13 +49,12 @@ def save_weights(model: nn.Module, path: Path, facts: dict[str, str], writes: bo
     """
     # A computed weight is kept as what it is computed from, by the names of the state_dict.
     computed = named_weights(model)
+    originals = dict(named_tensors(model))
     values = {}
-    for names, tensor in named_tensors(model):
-        if is_lazy(tensor) or not (writes or is_sharded(tensor)):
-            continue
-        value = whole(tensor)
+    for names, value in gathered(model):
+        own = originals[names].detach() if names in computed else value
         if writes:
-            values[names[-1 if names in computed else 0]] = value.cpu().contiguous().clone()
+            values[names[-1 if names in computed else 0]] = own.cpu().contiguous().clone()
     if not writes:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

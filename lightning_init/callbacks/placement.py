@@ -7,27 +7,32 @@ the rest, through a wrapper that removes itself; a checkpoint is restored later 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lightning_init.architecture.names import named_states, named_tensors, unwrap
 from lightning_init.architecture.provenance import note_empty, record_of
+from lightning_init.architecture.sharded import any_sharded, is_flat, is_sharded
 from lightning_init.callbacks.built import Built
 from lightning_init.callbacks.forward import NoBatchError, first_batch, training_forward
+from lightning_init.callbacks.later import (
+    After,
+    builds_later,
+    copies,
+    freezes_later,
+    refresh_copies,
+)
 from lightning_init.strategies.apply import carry_out
 from lightning_init.strategies.needs import NotYetError, UnsuitableError
 from lightning_init.strategies.plan import Forward, Plan
 from lightning_init.strategies.planning import Scope, StrategyLike, make_plan
 from lightning_init.strategies.seeds import Seed
 from lightning_init.strategies.spec import InitSpec
+from lightning_init.strategies.write import in_float32
 
 
 class Placement:
@@ -57,11 +62,24 @@ class Placement:
         self.missing = ""
         self._on_meta = False
         self._waits = False  # for the first batch, which tells lazy layers their shapes
-        self._remove: Callable[[], None] | None = None
+        self._later: list[After] = []
 
     def place(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """At `Callback.setup`: write what exists; the rest as soon as the module has built it."""
-        hook = builds_later(module)
+        """At `Callback.setup`: write what exists; the rest as soon as the module has built it.
+
+        Where a callback freezes layers in its own `setup`, nothing is written before that.
+        """
+        if not freezes_later(trainer):
+            self._place(trainer, module, builds_later(module))
+            return
+
+        def frozen() -> None:
+            hook = builds_later(module)
+            self._place(trainer, module, None if hook == "setup" else hook)
+
+        self._later.append(After(module, "setup", frozen))
+
+    def _place(self, trainer: pl.Trainer, module: pl.LightningModule, hook: str | None) -> None:
         if hook is None:
             self._write(module, self.forward(trainer, module))
             return
@@ -71,31 +89,45 @@ class Placement:
             self._write(module, None)
 
         def rest() -> None:
-            self._remove = None
-            self._write(module, self.forward(trainer, module))
+            with in_float32():  # the Trainer's precision and device are the defaults in there
+                self._write(module, self.forward(trainer, module))
 
-        self._remove = after(module, hook, rest)
+        self._later.append(After(module, hook, rest))
 
     def catch_up(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """At `on_fit_start`: write what was on the meta device before."""
+        """At `on_fit_start`: write what was on the meta device before; the module is built."""
+        self.let_go()
         if self._on_meta:
             self._write(module, self.forward(trainer, module))
         elif self.plan is None and not self._waits:
             self._write(module, None)
+        written = any(entry.written for entry in self.plan or ())
+        if copies(module.trainer) and written and not was_rewritten(module):  # else restored
+            refresh_copies(module.trainer, module)
 
     def finish(self, module: pl.LightningModule, forward: Forward) -> None:
         """Before the first batch, with its help: what no earlier forward pass could tell."""
-        if not self.missing or was_rewritten(module):  # what came after us, as a checkpoint, wins
+        if not self.missing:
+            return
+        if any(map(is_flat, module.parameters())):
+            self.missing += "; FSDP1 has cut the weights up since, so it stays so"
+            return
+        if was_rewritten(module):  # what came after us, as a checkpoint, wins
             return
         before, self.missing = self.plan, ""
         plan = self._make_plan(module, forward)
+        if any_sharded(module.parameters()):  # each process saw another batch: one decides
+            plan = replace(plan, entries=module.trainer.strategy.broadcast(plan.entries))
         if plan.calibrate_ is None and before is not None and before.entries == plan.entries:
             return
         self._carry_out(module, plan, forward)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             with torch.no_grad():  # each process saw another batch
                 for _, tensor in named_tensors(module):
+                    if is_sharded(tensor):
+                        continue
                     torch.distributed.broadcast(tensor, 0)
+        refresh_copies(module.trainer, module)
 
     def again(self, module: pl.LightningModule, spec: InitSpec, forward: Forward) -> None:
         """Initialize anew with another spec, as if it had been the first; in place.
@@ -118,10 +150,10 @@ class Placement:
         self.strategy, self.missing = spec, ""
 
     def let_go(self) -> None:
-        """Take the wrapper off a hook that has not been called."""
-        if self._remove is not None:
-            self._remove()
-            self._remove = None
+        """Take every wrapper off the module's hooks."""
+        for each in reversed(self._later):
+            each.remove()
+        self._later = []
 
     def forward(self, trainer: pl.Trainer, module: pl.LightningModule) -> Forward | None:
         """A forward pass before training; None if there is no batch for it."""
@@ -176,45 +208,6 @@ class Placement:
                 raise
             self.missing = f"not calibrated: training_step could not run yet ({error})"
             self.plan = carry_out(module, replace(plan, calibrate_=None), self.seed.value, None)
-
-
-def builds_later(module: pl.LightningModule) -> str | None:
-    """The hook of the module that runs after `Callback.setup` and may build layers."""
-    for name in ("configure_model", "setup"):
-        if is_overridden(name, module):
-            return name
-    return None
-
-
-def after(module: pl.LightningModule, name: str, then: Callable[[], None]) -> Callable[[], None]:
-    """Run `then` once, right after the module's own hook `name`.
-
-    Args:
-        module: The module; a wrapper is put into its `__dict__` and removes itself when called.
-        name: `setup` or `configure_model`.
-        then: What to do.
-
-    Returns:
-        A call that removes the wrapper if it has not run.
-    """
-    had = module.__dict__.get(name)
-    original = getattr(module, name)
-
-    def remove() -> None:
-        if module.__dict__.get(name) is wrapper:
-            del module.__dict__[name]
-            if had is not None:
-                module.__dict__[name] = had
-
-    @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        remove()
-        result = original(*args, **kwargs)
-        then()
-        return result
-
-    module.__dict__[name] = wrapper
-    return remove
 
 
 def was_rewritten(model: nn.Module) -> bool:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
 
-from lightning_init.architecture.arguments import unknown
-from lightning_init.cli.live import Live
 from lightning_init.cli.options import job_for, spec_from
 from lightning_init.cli.search import config_name, say
 from lightning_init.search.board import Board
 from lightning_init.search.compare import compare_specs
 from lightning_init.search.evaluate import JobEvaluate
 from lightning_init.search.job import ConfigError, Job
-from lightning_init.search.keys import dotted_items, dotted_keys
+from lightning_init.search.keys import dotted_items, every_item, unknown_key
+from lightning_init.search.live import Live
 from lightning_init.search.records import OtherStudyError
 from lightning_init.search.settings import Settings, settings_for
-from lightning_init.strategies.spec import InitSpec
+from lightning_init.strategies.spec import InitSpec, spec_in
 
 _FILES = ("", "compare.json", "compare.html")
 _NOT_COMPARED = ("seed_everything", "trainer.callbacks", "trainer.max_steps", "trainer.max_epochs")
@@ -91,15 +90,26 @@ def _given(text: str, job: Job) -> tuple[InitSpec, dict[str, Any]]:
     data = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
     if "strategy" in data:
         return spec, {}
-    known = dotted_keys(job.plain())
-    found = {}
-    for key, value in dotted_items(data):
-        if key.rstrip("+") in _NOT_COMPARED:
-            continue
+    plain = job.plain()
+    known = dict(every_item(plain))
+    found = {key: v for key, v in dotted_items(data) if key.rstrip("+") not in _NOT_COMPARED}
+    # a list of callbacks is said as a whole: what differs from the user's own is a key
+    pairs = zip(_callbacks(plain), _callbacks(data), strict=False)
+    for (number, _), (_, one) in pairs:
+        for key, value in every_item(one, f"trainer.callbacks.{number}"):
+            if known.get(key) != value and not key.endswith(".class_path"):  # spelled otherwise
+                found |= {key: value}
+    for key in found:
         if key not in known:
-            raise ConfigError(f"{text}: {unknown('configuration key', key, known)}")
-        found[key] = value
+            raise ConfigError(f"{text}: {unknown_key(key, plain)}")
     return spec, found
+
+
+def _callbacks(data: Mapping[str, Any]) -> list[tuple[int, Any]]:
+    """The callbacks of a configuration with their numbers, but for inits."""
+    listed = (data.get("trainer") or {}).get("callbacks")
+    every = enumerate(listed if isinstance(listed, list) else [])
+    return [pair for pair in every if spec_in({"trainer": {"callbacks": [pair[1]]}}) is None]
 
 
 def _identity(settings: Settings) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightning_init.cli.live import Live
 from lightning_init.cli.options import job_for
 from lightning_init.search.board import Board
 from lightning_init.search.evaluate import JobEvaluate
 from lightning_init.search.job import ConfigError
+from lightning_init.search.live import Live
 from lightning_init.search.own_cli import Recipe, for_workers
 from lightning_init.search.records import OtherStudyError
 from lightning_init.search.result import SearchResult

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lightning_init.search.keys import leaf
 from lightning_init.strategies.spec import InitSpec
 
 Kind = Literal["keep", "tuned", "finalist"]
@@ -100,7 +101,7 @@ def label(spec: InitSpec, config: Mapping[str, Any], *, without: str = "", name:
         without: A key that is left out.
         name: Instead of the spec's own text.
     """
-    said = [f"{k.rpartition('.')[2]}={short(v)}" for k, v in config.items() if k != without]
+    said = [f"{leaf(k)}={short(v)}" for k, v in config.items() if k != without]
     return " ".join([name or str(spec), *said])
 
 

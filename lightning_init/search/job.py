@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_init.architecture.arguments import unknown
-from lightning_init.search.keys import dotted_items, dotted_keys
+from lightning_init.search.keys import every_item, lists_of, unknown_key, with_lists
 from lightning_init.search.mistakes import ConfigError as ConfigError, one_line
 from lightning_init.search.own_cli import PLAIN, Recipe, recipe_from
 from lightning_init.search.parsed import Asked, Built, parse
@@ -108,30 +108,40 @@ class Job:
         Args:
             seed: Seeds everything first.
             config: Dotted keys -> values that replace the configuration's; linked keys follow.
+                An entry of a list is named by its number, `trainer.callbacks.0.init_args.every`.
             callbacks: Added after the configuration's own that are not about files and bars.
             trainer: Arguments that replace the configuration's.
 
         Returns:
             Model, data module (None if the model brings its data) and Trainer.
         """
-        for key in config:
-            if key not in self.config:
-                raise ConfigError(unknown("configuration key", key, dotted_keys(self.plain())))
+        if any(key not in self.config for key in config):
+            plain = self.plain()
+            known = dict(every_item(plain))
+            for key in config:
+                if key not in self.config and key not in known:
+                    raise ConfigError(unknown_key(key, plain))
+            config = with_lists(config, lists_of(config, plain))
         chosen = self._cli.with_values({**config, "seed_everything": seed})
         pl.seed_everything(seed, workers=True, verbose=False)
         return self._cli.make(chosen, callbacks, trainer)
 
     def learning_rates(self) -> dict[str, float]:
-        """The learning rates in the configuration, by dotted key."""
+        """The learning rates in the configuration, by dotted key; those in lists if no others."""
+        plain = self.plain()
         rates = {
             key: float(value)
-            for key, value in dotted_items(self.plain())
+            for key, value in every_item(plain)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
         }
-        for names in ("lr|learning_rate", "(max|peak|base|initial|init)_(lr|learning_rate)"):
-            found = {k: v for k, v in rates.items() if re.fullmatch(rf"(.*\.)?({names})", k)}
-            if found:
-                return found
+        inner = {key for key in rates if lists_of([key], plain)}
+        outer = {key: value for key, value in rates.items() if key not in inner}
+        listed = {k: v for k, v in rates.items() if k in inner and not k.startswith("trainer.")}
+        for known in (outer, listed):
+            for names in ("lr|learning_rate", "(max|peak|base|initial|init)_(lr|learning_rate)"):
+                found = {k: v for k, v in known.items() if re.fullmatch(rf"(.*\.)?({names})", k)}
+                if found:
+                    return found
         return {}
 
     def monitored(self) -> tuple[str, str] | None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lightning_init.search.keys import nested
+from lightning_init.search.keys import nested, with_lists
+from lightning_init.strategies.spec import spec_in
 
 if TYPE_CHECKING:
     from lightning_init.search.result import SearchResult
@@ -18,9 +19,15 @@ def overlay(result: SearchResult) -> dict[str, Any]:
     best = result.best
     init = {key: value for key, value in best.spec.to_dict().items() if key != "seed"}
     callback = {"class_path": "lightning_init.InitCallback", "init_args": init}
-    config = {} if best.is_baseline else nested(best.config)
+    config = {} if best.is_baseline else nested(with_lists(best.config, result.lists))
     data = {"seed_everything": best.runs[0].seed, **config}
-    data.setdefault("trainer", {})["callbacks+"] = [callback]
+    trainer = data.setdefault("trainer", {})
+    if isinstance(listed := trainer.get("callbacks"), list):
+        # the list is said as a whole already, and an init of the user's own is not the winner's
+        others = [one for one in listed if spec_in({"trainer": {"callbacks": [one]}}) is None]
+        trainer["callbacks"] = [*others, callback]
+    else:
+        trainer["callbacks+"] = [callback]
     return data
 
 

@@ -44,6 +44,8 @@ class Space:
             of every strategy; widened to hold 1, where recipes begin. What `keep` leaves as built
             has none.
         ranges: Strategy -> parameter -> axis, instead of the declared range.
+        lists: The user's own lists that keys of `config` reach into (`trainer.callbacks.0...`):
+            a configuration file says a list as a whole or not at all.
 
     Raises:
         ValueError: If a name is unknown or a value is not legal.
@@ -62,6 +64,7 @@ class Space:
     fixed: Mapping[str, InitSpec] = field(default_factory=dict)
     scales: Mapping[str, Axis] = field(default_factory=dict)
     ranges: Mapping[str, Mapping[str, Axis]] = field(default_factory=dict)
+    lists: Mapping[str, list[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.strategies, str):

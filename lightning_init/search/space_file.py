@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightning_init.search.space import Space
 
 FACTOR = Axis(0.1, 10.0, log=True, current=1.0)  # of a scale that is only named
-_KEYS = ("strategies", "axes", "scales")
+_KEYS = ("strategies", "axes", "scales", "lists")
 
 
 def to_plain(space: Space) -> dict[str, Any]:
@@ -27,6 +27,8 @@ def to_plain(space: Space) -> dict[str, Any]:
         data["axes"] = {key: axis.to_dict() for key, axis in space.config.items()}
     if space.scales:
         data["scales"] = {part: axis.to_dict() for part, axis in space.scales.items()}
+    if space.lists:
+        data["lists"] = dict(space.lists)
     return data
 
 
@@ -73,6 +75,7 @@ def from_plain(data: object, folder: Path = Path()) -> dict[str, Any]:
         "fixed": fixed,
         "scales": _axes("scales", data.get("scales")),
         "ranges": ranges,
+        "lists": dict(_mapping("lists", data.get("lists"))),
     }
 
 

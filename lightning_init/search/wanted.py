@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pydoc
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ from lightning_init.architecture.params import Architecture
 from lightning_init.search.applicable import space_for
 from lightning_init.search.axis import Axis, around, parse_axis
 from lightning_init.search.job import ConfigError, Job
-from lightning_init.search.keys import dotted_items
+from lightning_init.search.keys import every_item, lists_of, unknown_key
+from lightning_init.search.parsed import DROPPED
 from lightning_init.search.space import FACTOR, PARTS, Space
 from lightning_init.search.space_file import from_plain, read_file
 from lightning_init.strategies.needs import UnsuitableError
@@ -39,11 +43,12 @@ def wanted(
     """
     given = _file(options)
     axes = {**given.get("config", {}), **_axes(options)}
-    values = dict(dotted_items(job.plain()))
+    plain = job.plain()
+    values = dict(every_item(plain))
     for key in axes:
         if key not in values:
-            raise ConfigError(f"--axis: {unknown('configuration key', key, values)}")
-    notes: list[str] = []
+            raise ConfigError(f"--axis: {unknown_key(key, plain)}")
+    notes = [note for key in axes for note in _left_out(key, values)]
     axes = {key: _at(key, axis, values[key], notes) for key, axis in axes.items()}
     axes, lr_key = _learning_rate(job, options, axes, notes)
     scales = {**given.get("scales", {}), **_scales(options)}
@@ -54,6 +59,7 @@ def wanted(
         raise ConfigError(f"--strategies: {error}") from None
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from None
+    space = replace(space, lists=lists_of(axes, plain))
     return space, lr_key, (*notes, *said)
 
 
@@ -118,6 +124,15 @@ def _at(key: str, axis: Axis, value: Any, notes: list[str]) -> Axis:
     return found
 
 
+def _left_out(key: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """A note where trials leave out the callback that a key belongs to."""
+    found = re.match(r"trainer\.callbacks\.\d+\.", key)
+    name = values.get(f"{found[0]}class_path", "") if found else ""
+    kind = pydoc.locate(name) if name else None
+    if isinstance(kind, type) and issubclass(kind, DROPPED):
+        yield f"{key} changes nothing: trials leave {kind.__name__} out"
+
+
 def _learning_rate(
     job: Job, options: Namespace, axes: dict[str, Axis], notes: list[str]
 ) -> tuple[dict[str, Axis], str]:
@@ -125,8 +140,8 @@ def _learning_rate(
     rates = job.learning_rates()
     chosen = options.get("lr_key")
     if chosen is not None and chosen not in rates:
-        own = {k: v for k, v in dotted_items(job.plain()) if not k.startswith("trainer.")}
-        others = {k: v for k, v in own.items() if isinstance(v, float) and v > 0}
+        named = {k: v for k, v in every_item(job.plain()) if isinstance(v, float) and v > 0}
+        others = {k: v for k, v in named.items() if not k.startswith("trainer.") or k == chosen}
         if chosen not in others:  # a learning rate may have any name, if the user says so
             raise ConfigError(f"--lr-key: {unknown('learning rate', chosen, rates or others)}")
         rates = others

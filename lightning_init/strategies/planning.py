@@ -111,6 +111,7 @@ def make_plan(
     _check_patterns("scope", patterns or [], architecture)
     for keys in _override_keys(chosen.initializer):
         _check_patterns("override", keys, architecture)
+    note_empty(model)
     verdicts = judge(model, architecture.params) if scope == "untrained" else {}
     entries = tuple(
         _decide(info, chosen.initializer, patterns, verdicts.get(info.names))
@@ -123,7 +124,6 @@ def make_plan(
         calibrate, notes = None, (*notes, "nothing is drawn, so nothing is calibrated")
     if calibrate is not None:
         _refuse_to_calibrate(entries)
-    note_empty(model)
     buffers = tuple(canonical(name) for name, buffer in model.named_buffers() if buffer.is_meta)
     return Plan(
         entries,

@@ -6,8 +6,8 @@ from contextlib import suppress
 import pytest
 from rich.console import Console
 
-from lightning_init.cli import live as module
-from lightning_init.cli.live import Live, picture
+from lightning_init.search import live as module
+from lightning_init.search.live import Live, picture
 from lightning_init.search.loop import State
 
 LONG = "trial 17, 12 s: orthogonal(gain=1.2345, role:embedding=normal(std=0.02)) and so on, and on"
