@@ -6,7 +6,7 @@ The calls tell what follows a layer, which input comes from the batch, and where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -29,7 +29,6 @@ from lightning_init.architecture.operations import (
     Function,
     kind,
 )
-from lightning_init.architecture.sharded import hush
 from lightning_init.architecture.signals import euclidean, leading, norm
 from lightning_init.architecture.stage import Place, Stage
 from lightning_init.architecture.trails import (
@@ -45,10 +44,6 @@ from lightning_init.architecture.trails import (
 )
 
 _KEPT = 2048  # values of an output that a histogram is drawn from
-
-
-def _nothing() -> None:
-    pass
 
 
 class Listener(TorchFunctionMode):
@@ -72,12 +67,10 @@ class Listener(TorchFunctionMode):
         self._made = 0
         self._on = False
         self._handles: list[Any] = []
-        self._unhush: Callable[[], None] = _nothing
 
     def listen(self) -> None:
         """Put the hooks on, enter the mode."""
         self._on = True
-        self._unhush = hush(self.stage.model)
         for place in self.stage.places:
             self._hook(place.module, place)
         if not self.follow:
@@ -96,8 +89,6 @@ class Listener(TorchFunctionMode):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._unhush()
-        self._unhush = _nothing
         if self._on and self.follow:
             leave(self)
         self._on = False

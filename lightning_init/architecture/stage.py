@@ -45,7 +45,6 @@ class Stage:
     """The places of a model where something is heard.
 
     Attributes:
-        model: The model, unwrapped.
         places: Modules with weights, and repeated blocks.
         raw: Products with bare parameters, by name: of the module if it owns one matrix, else of
             the parameter.
@@ -62,7 +61,7 @@ class Stage:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model = unwrap(model)
+        model = unwrap(model)
         blocks = repeated_blocks(model)
         block_ids = {id(block) for block in blocks}
         self.places: list[Place] = []
