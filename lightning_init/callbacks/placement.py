@@ -31,6 +31,7 @@ from lightning_init.strategies.plan import Forward, Plan
 from lightning_init.strategies.planning import Scope, StrategyLike, make_plan
 from lightning_init.strategies.seeds import Seed
 from lightning_init.strategies.spec import InitSpec
+from lightning_init.strategies.write import in_float32
 
 
 class Placement:
@@ -84,7 +85,8 @@ class Placement:
             if set_up:
                 self.let_go()
             if set_up or not waits:
-                self._write(module, self.forward(trainer, module))
+                with in_float32():  # the Trainer's precision and device are the defaults in there
+                    self._write(module, self.forward(trainer, module))
 
         if waits or hook is not None:
             self._later.append(After(module, "setup", after_setup, once=True))

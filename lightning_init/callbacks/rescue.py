@@ -213,7 +213,7 @@ def _values(module: nn.Module) -> list[Tensor]:
     return [tensor.detach().clone() for _, tensor in named_tensors(module)]
 
 
-def _written(module: nn.Module) -> dict[str, str]:
+def _written(module: nn.Module) -> dict[str, frozenset[str]]:
     return dict(record_of(unwrap(module)).written)
 
 
