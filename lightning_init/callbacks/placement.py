@@ -67,17 +67,35 @@ class Placement:
 
         Where a callback freezes layers in its own `setup`, nothing is written before that.
         """
-        if not freezes_later(trainer):
-            self._place(trainer, module, builds_later(module))
-            return
+        hook = builds_later(module)
+        waits = freezes_later(trainer)
+        if not waits:
+            self._write_first(trainer, module, hook)
+        set_up = False  # by all callbacks, some of which build the module or freeze layers
 
-        def frozen() -> None:
-            hook = builds_later(module)
-            self._place(trainer, module, None if hook == "setup" else hook)
+        def after_setup() -> None:
+            nonlocal set_up
+            set_up = True
+            if waits:
+                self._write_first(trainer, module, None if hook == "setup" else hook)
+            elif hook == "setup":
+                self._write(module, self.forward(trainer, module))
 
-        self._later.append(After(module, "setup", frozen))
+        def after_configure_model() -> None:
+            if set_up:
+                self.let_go()
+            if set_up or not waits:
+                with in_float32():  # the Trainer's precision and device are the defaults in there
+                    self._write(module, self.forward(trainer, module))
 
-    def _place(self, trainer: pl.Trainer, module: pl.LightningModule, hook: str | None) -> None:
+        if waits or hook is not None:
+            self._later.append(After(module, "setup", after_setup, once=True))
+        if hook == "configure_model":
+            self._later.append(After(module, hook, after_configure_model))
+
+    def _write_first(
+        self, trainer: pl.Trainer, module: pl.LightningModule, hook: str | None
+    ) -> None:
         if hook is None:
             self._write(module, self.forward(trainer, module))
             return
@@ -86,14 +104,8 @@ class Placement:
         with suppress(ValueError):  # a pattern may name a layer that is still to be built
             self._write(module, None)
 
-        def rest() -> None:
-            with in_float32():  # the Trainer's precision and device are the defaults in there
-                self._write(module, self.forward(trainer, module))
-
-        self._later.append(After(module, hook, rest))
-
     def catch_up(self, module: pl.LightningModule) -> None:
-        """At `on_fit_start`: write what was on the meta device before; the module is built."""
+        """At `on_fit_start`: write what was on the meta device before."""
         self.let_go()
         if self.plan is None and not self._waits:
             self._write(module, None)
