@@ -10,11 +10,10 @@ import lightning.pytorch as pl
 from torch import nn
 
 from lightning_init.architecture.sharded import is_flat
-from lightning_init.callbacks.arguments import callbacks_of
 from lightning_init.callbacks.display import render
 from lightning_init.callbacks.logs import save_weights, write_json
 from lightning_init.callbacks.placement import Placement
-from lightning_init.callbacks.several import together
+from lightning_init.callbacks.several import inits_of, together
 from lightning_init.health.report import Report
 from lightning_init.strategies.apply import fingerprint
 from lightning_init.strategies.plan import Plan
@@ -153,8 +152,8 @@ def _plain(scope: Scope) -> str | list[str]:
 
 def _drawn(trainer: pl.Trainer) -> list[Origin]:
     """Those of all InitCallbacks that have drawn something, in their order."""
-    found = [getattr(each, "origin", None) for each in callbacks_of(trainer)]
-    return [each for each in found if isinstance(each, Origin) and each.start is not None]
+    found: list[Origin] = [each.origin for each in inits_of(trainer)]
+    return [each for each in found if each.start is not None]
 
 
 def table(placed: Placement, report: Report | None, name: str) -> str:
