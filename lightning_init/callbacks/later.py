@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -47,11 +48,10 @@ class After:
     def __init__(
         self, module: pl.LightningModule, name: str, then: Callable[[], None], once: bool = False
     ) -> None:
-        if isinstance(module.__dict__.get(name), After):  # of a fit that could not say goodbye
-            module.__dict__[name].remove()
         self._had = module.__dict__.get(name)
         self._original = getattr(module, name)
-        functools.update_wrapper(self, self._original)  # so that Lightning sees what it overrides
+        # So that Lightning sees what it overrides, through one wrapper and no more.
+        functools.update_wrapper(self, inspect.unwrap(self._original))
         self._module, self._name, self._then, self._once = module, name, then, once
         self._copies: list[weakref.ref[Any]] = []
         module.__dict__[name] = self
@@ -66,10 +66,15 @@ class After:
 
     def remove(self) -> None:
         """Put the module's own hook back, in its copies too."""
-        if self._module.__dict__.get(self._name) is self:
+        held = self._module.__dict__.get(self._name)
+        if held is self:
             del self._module.__dict__[self._name]
             if self._had is not None:
                 self._module.__dict__[self._name] = self._had
+        while isinstance(held, After):  # another callback's lies on top
+            if held._had is self:
+                held._had, held._original = self._had, self._original
+            held = held._had
         for twin in filter(None, (each() for each in self._copies)):
             if self._had is None:
                 twin.__dict__.pop(self._name, None)
@@ -81,6 +86,13 @@ class After:
 
     def __reduce__(self) -> Any:
         return _itself, (self._original,)
+
+
+def take_off(module: pl.LightningModule) -> None:
+    """Remove what a fit has left that could not say goodbye."""
+    for name in ("setup", "configure_model"):
+        while isinstance(held := module.__dict__.get(name), After):
+            held.remove()
 
 
 def _itself(method: Any) -> Any:

@@ -96,6 +96,7 @@ class InitTuner:
         space: Space | None = None,
         trials: int = 20,
         steps: int = 100,
+        longest_steps: int | None = None,
         confirm_seeds: int = 5,
         confirm_steps: int | None = None,
         monitor: str | None = None,
@@ -124,9 +125,10 @@ class InitTuner:
                 attributes or hyperparameters of the model.
             trials: Trials in the screening; with a storage, over all sessions.
             steps: Training steps of a trial, at most those of the Trainer.
+            longest_steps: Where nothing learns, trials begin anew, longer, up to this; None for
+                three times `steps`, at most the Trainer's; 0 for never.
             confirm_seeds: Fresh paired seeds for the best few and `keep`, at least 2.
-            confirm_steps: Training steps of a confirmation run; None for three times `steps`, at
-                most those of the Trainer.
+            confirm_steps: Of a confirmation run; None for three times `steps`, at most the Trainer's.
             monitor: The metric; None for what the Trainer's checkpoints watch, else `val_loss`,
                 else the training loss.
             mode: Which is better; None to go by the name.
@@ -174,6 +176,7 @@ class InitTuner:
                     self.trainer.limit_val_batches,
                 )
                 horizon = min(steps, seen.job_steps or steps)
+                far = Budget.longer(horizon, seen.job_steps)
                 evaluate.objectives = self._objectives(seen, monitor, mode, objective)
                 notes: tuple[str, ...] = ()
                 if space is None:
@@ -190,7 +193,7 @@ class InitTuner:
                     steps=horizon,
                     seed=seed,
                     confirm_seeds=confirm_seeds,
-                    confirm_steps=confirm_steps or Budget.longer(horizon, seen.job_steps),
+                    confirm_steps=confirm_steps or far,
                     mode=[each.direction for each in evaluate.objectives],
                     monitor=[each.name for each in evaluate.objectives],
                     sampler=sampler,
@@ -198,6 +201,7 @@ class InitTuner:
                     workers=workers,
                     storage=storage,
                     identity=type(model).__name__,
+                    longest_steps=far if longest_steps is None else longest_steps,
                     progress=progress,
                 )
             finally:
@@ -268,10 +272,7 @@ def _notes(evaluate: ModuleEvaluate, seen: Look, steps: int, rate: str) -> tuple
 
 
 def _apply(
-    result: SearchResult,
-    evaluate: ModuleEvaluate,
-    model: pl.LightningModule,
-    seed: int | None,
+    result: SearchResult, evaluate: ModuleEvaluate, model: pl.LightningModule, seed: int | None
 ) -> None:
     best = result.best
     if not best.is_baseline:
