@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 import optuna
 
+from lightning_init.architecture.arguments import unknown
 from lightning_init.search.budget import Budget, Goal
 from lightning_init.search.confirm import Confirmation, fresh_seeds
+from lightning_init.search.database import hidden
 from lightning_init.search.finalists import HopelessError, rated
 from lightning_init.search.journal import open_storage
 from lightning_init.search.loop import Progress, Seen
@@ -66,7 +68,7 @@ def search_init(
         monitor: What the metric is called; several are searched together (Pareto).
         sampler: `tpe`, or `gp` for 50 trials and more.
         pruning: Whether trials that train slower than half of the others are ended early.
-        lr_key: The configuration key that is the learning rate, `""` for none.
+        lr_key: The axis of the space that is the learning rate, `""` for none.
         workers: Worker processes, or `Workers(...)`; 0 runs trials in this one.
         storage: A journal file or a database's URL; the same call then goes on where it ended.
         identity: What must be the same for a stored study to go on.
@@ -95,6 +97,8 @@ def search_init(
         *(trials, steps, seed, confirm_seeds, confirm_steps, top, goals_for(monitor, mode)),
         *(sampler, pruning, lr_key, identity),
     )
+    if lr_key and lr_key not in space.config:
+        raise ValueError(f"lr_key: {unknown('axis of the space', lr_key, space.config)}")
     with session(evaluate, storage, workers, log, progress, seen) as (opened, loop):
         loop.ahead = sampler == "gp"  # it takes longer to ask than many a trial
         study = open_study(opened, budget, space)
@@ -123,7 +127,7 @@ def read_back(folder: str | Path, storage: str | None = None) -> SearchResult:
     quiet()
     with open_storage(storage or path) as opened:
         if "search" not in {one.study_name for one in opened.get_all_studies()}:
-            raise ValueError(f"no search in {storage or path}, but perhaps a comparison")
+            raise ValueError(f"no search in {hidden(storage or path)}, but perhaps a comparison")
         study = optuna.load_study(study_name="search", storage=opened)
         if not {"budget", "space"} <= study.user_attrs.keys():
             raise ValueError(f"the search in {folder} has not begun: {again}")
