@@ -17,6 +17,7 @@ from lightning_init.architecture.names import named_tensors
 
 _RECORD = "_lightning_init"  # a plain attribute of the root module: never in its state_dict
 _PICKED = 4096
+_CASTS = (torch.float32, torch.bfloat16, torch.float16)  # more precision changes no value
 
 
 @dataclass
@@ -24,18 +25,18 @@ class Record:
     """What lightning_init did to a model, kept on the model itself.
 
     Attributes:
-        written: Canonical name -> checksum of the values right after we wrote them.
+        written: Canonical name -> `checksums` of the values right after we wrote them.
         trained: Whether an optimizer step has been seen.
-        empty: Tensors that were seen on the meta device: memory that they get is arbitrary.
+        empty: Tensors that were seen without values: the memory that they have is arbitrary.
     """
 
-    written: dict[str, str] = field(default_factory=dict)
+    written: dict[str, frozenset[str]] = field(default_factory=dict)
     trained: bool = False
     empty: set[str] = field(default_factory=set)
 
     def holds(self, name: str, tensor: Tensor) -> bool:
-        """Whether a tensor still has the values that we wrote."""
-        return name in self.written and self.written[name] == checksum(tensor)
+        """Whether a tensor still has the values that we wrote, be it in another precision."""
+        return name in self.written and checksum(tensor) in self.written[name]
 
 
 def checksum(tensor: Tensor) -> str:
@@ -46,10 +47,29 @@ def checksum(tensor: Tensor) -> str:
         >>> checksum(w) == checksum(w.clone()), checksum(w) == checksum(w * 1.0001)
         (True, False)
     """
+    return _sum(_picked(tensor))
+
+
+def checksums(tensor: Tensor) -> frozenset[str]:
+    """The checksum of a tensor, and those that it will have once it is cast to less precision.
+
+    Example:
+        >>> w = torch.tensor([1.0, 2.1])
+        >>> checksum(w.bfloat16()) in checksums(w), checksum(w.bfloat16() * 2) in checksums(w)
+        (True, False)
+    """
+    picked = _picked(tensor)
+    return frozenset({_sum(picked), *(_sum(picked.to(dtype)) for dtype in _CASTS)})
+
+
+def _picked(tensor: Tensor) -> Tensor:
     flat = tensor.detach().flatten()
     picked = flat[:: max(1, flat.numel() // _PICKED)].cpu()
-    plain = torch.view_as_real(picked) if picked.is_complex() else picked
-    return hashlib.sha1(plain.double().contiguous().numpy().tobytes()).hexdigest()
+    return torch.view_as_real(picked) if picked.is_complex() else picked
+
+
+def _sum(values: Tensor) -> str:
+    return hashlib.sha1(values.double().contiguous().numpy().tobytes()).hexdigest()
 
 
 def record_of(model: nn.Module) -> Record:
@@ -70,10 +90,47 @@ def known_record(model: nn.Module) -> Record:
 
 
 def note_empty(model: nn.Module) -> None:
-    """Remember which tensors are on the meta device, for when they are not any more."""
-    on_meta = {names[0] for names, tensor in named_tensors(model) if tensor.is_meta}
-    if on_meta:
-        record_of(model).empty |= on_meta
+    """Remember which tensors have no values: on the meta device, or made with `empty_init=True`.
+
+    Without an init, tensors have been written zero times, and of PyTorch's own matrices most hold
+    what weights never do: NaN, infinity, numbers above 1e4, or nothing but zeros. Copied and loaded
+    tensors may have been written zero times as well, but hold weights.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> layer.weight, layer.bias = nn.Parameter(torch.full((2, 2), 1e20)), nn.Parameter(torch.ones(2))
+        >>> note_empty(layer)
+        >>> sorted(record_of(layer).empty)
+        ['bias', 'weight']
+    """
+    named = dict(named_tensors(model))
+    found = {names[0] for names, tensor in named.items() if tensor.is_meta}
+    own = {
+        id(parameter)
+        for module in model.modules()
+        if type(module).__module__.startswith("torch.nn.modules.")
+        for parameter in module.parameters(recurse=False)
+    }
+    unwritten = {
+        names[0]: tensor
+        for names, tensor in named.items()
+        if not (is_lazy(tensor) or tensor.is_meta or hasattr(tensor, "device_mesh"))
+        and not tensor._version
+        and tensor.is_floating_point()
+        and tensor.numel()
+    }
+    matrices = [t for t in unwritten.values() if id(t) in own and t.ndim > 1]
+    if 2 * sum(map(_is_no_weight, matrices)) > len(matrices):
+        found |= {name for name, t in unwritten.items() if id(t) in own or _is_no_weight(t)}
+    if found:
+        record_of(model).empty |= found
+
+
+def _is_no_weight(tensor: Tensor) -> bool:
+    low, high = (float(value) for value in torch.aminmax(_picked(tensor).float()))
+    if tensor.ndim < 2 and low == high == 0:  # as biases are
+        return False
+    return not 1e-30 < max(-low, high) < 1e4
 
 
 def flags_of(names: tuple[str, ...], parameter: nn.Parameter) -> frozenset[str]:

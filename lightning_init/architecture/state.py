@@ -108,10 +108,20 @@ def keep_tensor(value: Tensor) -> Undo | None:
         # Bumping the version counter of an unchanged tensor would look like a write.
         if value.shape != copy.shape:
             value.data = copy
-        elif not torch.equal(value, copy):
+        elif not _is_same(value, copy):
             value.copy_(copy)
 
     return restore
+
+
+def _is_same(one: Tensor, two: Tensor) -> bool:
+    if torch.equal(one, two):
+        return True
+    dense = one.layout is torch.strided and not hasattr(one, "device_mesh")
+    if not (dense and one.is_floating_point() and bool(two.isnan().any())):
+        return False
+    bits = [each.detach().contiguous().flatten().view(torch.uint8) for each in (one, two)]
+    return torch.equal(*bits)  # NaN is not equal to itself
 
 
 def _keep_lazy(value: Tensor) -> Undo:

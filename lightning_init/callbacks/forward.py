@@ -90,7 +90,11 @@ def first_batch(trainer: pl.Trainer, module: pl.LightningModule) -> Any:
                 restore()
         parameter = next(module.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
-        return trainer.strategy.batch_to_device(batch, device)
+        batch = trainer.strategy.batch_to_device(batch, device)
+        if any(p.is_floating_point() and p.dtype != torch.float32 for p in module.parameters()):
+            # Made in the Trainer's precision, which the batches of the training have, too.
+            batch = trainer.precision_plugin.convert_input(batch)
+        return batch
 
 
 def _peek(loader: Any) -> Any:

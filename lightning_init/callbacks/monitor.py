@@ -17,11 +17,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_init.callbacks.actions import OnUnhealthy, UnhealthyError, check_action, stop, warn
-from lightning_init.callbacks.arguments import callbacks_of, check_count
+from lightning_init.callbacks.arguments import check_count
 from lightning_init.callbacks.board import Board
 from lightning_init.callbacks.logs import write_json
 from lightning_init.callbacks.record import Record
 from lightning_init.callbacks.schedule import BESIDE, EVERY, RARELY, ends_window, sampled
+from lightning_init.callbacks.several import inits_of
 from lightning_init.callbacks.watch import Watch, compiled_frames, weight_samples
 from lightning_init.health.attempts import Attempt
 from lightning_init.health.registry import Profile, Rules, rules
@@ -108,6 +109,11 @@ class HealthMonitor(Callback):
         """Training batches until all is over."""
         return max(self.monitor_steps, self.loss_steps)
 
+    @property
+    def audits(self) -> bool:
+        """Whether it is this monitor that looks at the first batch."""
+        return self.monitor_steps > 0 and self._other is None
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin anew."""
         self._start()
@@ -120,7 +126,7 @@ class HealthMonitor(Callback):
 
     def resume(self) -> None:
         """Watch although the Trainer has trained before: the module is a new one."""
-        self._watching = self.steps > 0
+        self._watching = self.steps > 0 and self._other is None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -272,16 +278,16 @@ class HealthMonitor(Callback):
             self._watch = None
 
     def _overruled(self, trainer: pl.Trainer) -> HealthMonitor | None:
-        """The monitor of an InitCallback beside this one, which watches in its place."""
-        callbacks = callbacks_of(trainer)
-        inner = [getattr(each, "monitor", None) for each in callbacks]
-        watching = [one for one in inner if isinstance(one, HealthMonitor) and one.steps]
-        if not watching or any(one is self for one in inner):
+        """The monitor of the last InitCallback beside this one, which watches in its place."""
+        inner = [each.monitor for each in inits_of(trainer) if not each.yields]
+        watching: list[HealthMonitor] = [one for one in inner if one.steps]
+        if not watching or watching[-1] is self:
             return None
         ours, other = self.on_unhealthy, watching[-1].on_unhealthy
         if ours != other:
+            this = "earlier one" if any(one is self for one in inner) else "HealthMonitor"
             rank_zero_warn(
-                f"lightning_init: the InitCallback watches in place of this HealthMonitor, with "
+                f"lightning_init: the InitCallback watches in place of this {this}, with "
                 f"on_unhealthy={other!r}: give {ours!r} to the InitCallback"
             )
         return watching[-1]

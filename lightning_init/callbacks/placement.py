@@ -7,27 +7,31 @@ the rest, through a wrapper that removes itself; a checkpoint is restored later 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lightning_init.architecture.names import named_states, named_tensors, unwrap
 from lightning_init.architecture.provenance import note_empty, record_of
 from lightning_init.callbacks.built import Built
 from lightning_init.callbacks.forward import NoBatchError, first_batch, training_forward
+from lightning_init.callbacks.later import (
+    After,
+    builds_later,
+    copies,
+    freezes_later,
+    refresh_copies,
+)
 from lightning_init.strategies.apply import carry_out
 from lightning_init.strategies.needs import NotYetError, UnsuitableError
 from lightning_init.strategies.plan import Forward, Plan
 from lightning_init.strategies.planning import Scope, StrategyLike, make_plan
 from lightning_init.strategies.seeds import Seed
 from lightning_init.strategies.spec import InitSpec
+from lightning_init.strategies.write import in_float32
 
 
 class Placement:
@@ -56,11 +60,42 @@ class Placement:
         self.plan: Plan | None = None
         self.missing = ""
         self._waits = False  # for the first batch, which tells lazy layers their shapes
-        self._remove: Callable[[], None] | None = None
+        self._later: list[After] = []
 
     def place(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """At `Callback.setup`: write what exists; the rest as soon as the module has built it."""
+        """At `Callback.setup`: write what exists; the rest as soon as the module has built it.
+
+        Where a callback freezes layers in its own `setup`, nothing is written before that.
+        """
         hook = builds_later(module)
+        waits = freezes_later(trainer)
+        if not waits:
+            self._write_first(trainer, module, hook)
+        set_up = False  # by all callbacks, some of which build the module or freeze layers
+
+        def after_setup() -> None:
+            nonlocal set_up
+            set_up = True
+            if waits:
+                self._write_first(trainer, module, None if hook == "setup" else hook)
+            elif hook == "setup":
+                self._write(module, self.forward(trainer, module))
+
+        def after_configure_model() -> None:
+            if set_up:
+                self.let_go()
+            if set_up or not waits:
+                with in_float32():  # the Trainer's precision and device are the defaults in there
+                    self._write(module, self.forward(trainer, module))
+
+        if waits or hook is not None:
+            self._later.append(After(module, "setup", after_setup, once=True))
+        if hook == "configure_model":
+            self._later.append(After(module, hook, after_configure_model))
+
+    def _write_first(
+        self, trainer: pl.Trainer, module: pl.LightningModule, hook: str | None
+    ) -> None:
         if hook is None:
             self._write(module, self.forward(trainer, module))
             return
@@ -69,16 +104,14 @@ class Placement:
         with suppress(ValueError):  # a pattern may name a layer that is still to be built
             self._write(module, None)
 
-        def rest() -> None:
-            self._remove = None
-            self._write(module, self.forward(trainer, module))
-
-        self._remove = after(module, hook, rest)
-
     def catch_up(self, module: pl.LightningModule) -> None:
         """At `on_fit_start`: write what was on the meta device before."""
+        self.let_go()
         if self.plan is None and not self._waits:
             self._write(module, None)
+        written = any(entry.written for entry in self.plan or ())
+        if copies(module.trainer) and written and not was_rewritten(module):  # else restored
+            refresh_copies(module.trainer, module)
 
     def finish(self, module: pl.LightningModule, forward: Forward) -> None:
         """Before the first batch, with its help: what no earlier forward pass could tell."""
@@ -93,6 +126,7 @@ class Placement:
             with torch.no_grad():  # each process saw another batch
                 for _, tensor in named_tensors(module):
                     torch.distributed.broadcast(tensor, 0)
+        refresh_copies(module.trainer, module)
 
     def again(self, module: pl.LightningModule, spec: InitSpec, forward: Forward) -> None:
         """Initialize anew with another spec, as if it had been the first; in place.
@@ -115,10 +149,10 @@ class Placement:
         self.strategy, self.missing = spec, ""
 
     def let_go(self) -> None:
-        """Take the wrapper off a hook that has not been called."""
-        if self._remove is not None:
-            self._remove()
-            self._remove = None
+        """Take every wrapper off the module's hooks."""
+        for each in reversed(self._later):
+            each.remove()
+        self._later = []
 
     def forward(self, trainer: pl.Trainer, module: pl.LightningModule) -> Forward | None:
         """A forward pass before training; None if there is no batch for it."""
@@ -172,45 +206,6 @@ class Placement:
                 raise
             self.missing = f"not calibrated: training_step could not run yet ({error})"
             self.plan = carry_out(module, replace(plan, calibrate_=None), self.seed.value, None)
-
-
-def builds_later(module: pl.LightningModule) -> str | None:
-    """The hook of the module that runs after `Callback.setup` and may build layers."""
-    for name in ("configure_model", "setup"):
-        if is_overridden(name, module):
-            return name
-    return None
-
-
-def after(module: pl.LightningModule, name: str, then: Callable[[], None]) -> Callable[[], None]:
-    """Run `then` once, right after the module's own hook `name`.
-
-    Args:
-        module: The module; a wrapper is put into its `__dict__` and removes itself when called.
-        name: `setup` or `configure_model`.
-        then: What to do.
-
-    Returns:
-        A call that removes the wrapper if it has not run.
-    """
-    had = module.__dict__.get(name)
-    original = getattr(module, name)
-
-    def remove() -> None:
-        if module.__dict__.get(name) is wrapper:
-            del module.__dict__[name]
-            if had is not None:
-                module.__dict__[name] = had
-
-    @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        remove()
-        result = original(*args, **kwargs)
-        then()
-        return result
-
-    module.__dict__[name] = wrapper
-    return remove
 
 
 def was_rewritten(model: nn.Module) -> bool:

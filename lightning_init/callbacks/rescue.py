@@ -18,7 +18,7 @@ from lightning_init.architecture.names import named_tensors, unwrap
 from lightning_init.architecture.params import Architecture
 from lightning_init.architecture.provenance import record_of
 from lightning_init.callbacks.agree import agree_that
-from lightning_init.callbacks.arguments import callbacks_of
+from lightning_init.callbacks.later import refresh_copies
 from lightning_init.callbacks.placement import Placement
 from lightning_init.health.attempts import Attempt
 from lightning_init.health.report import Report
@@ -184,7 +184,7 @@ class Rescue:
         if best.index != len(attempts) - 1:
             best.put_back(module, placed)
             self.audit(placed.plan)
-        refresh_copies(trainer, module, self.say)
+        refresh_copies(trainer, module)
         kept = [
             Attempt(one.name, one.verdict, one.findings, one.spec, kept=index == best.index)
             for index, one in enumerate(attempts)
@@ -213,7 +213,7 @@ def _values(module: nn.Module) -> list[Tensor]:
     return [tensor.detach().clone() for _, tensor in named_tensors(module)]
 
 
-def _written(module: nn.Module) -> dict[str, str]:
+def _written(module: nn.Module) -> dict[str, frozenset[str]]:
     return dict(record_of(unwrap(module)).written)
 
 
@@ -232,22 +232,3 @@ def _broadcast(module: nn.Module) -> None:
         with torch.no_grad():
             for _, tensor in named_tensors(module):
                 torch.distributed.broadcast(tensor, 0)
-
-
-def refresh_copies(
-    trainer: pl.Trainer, module: pl.LightningModule, say: Callable[[str], None]
-) -> None:
-    """Give averages of the weights, which callbacks copied before, the new weights."""
-    callbacks = callbacks_of(trainer)
-    for callback in callbacks:
-        copy = getattr(callback, "_average_model", None)
-        if not isinstance(copy, nn.Module):
-            continue
-        inner = getattr(copy, "module", copy)
-        theirs, ours = dict(inner.named_parameters()), dict(module.named_parameters())
-        if {n: p.shape for n, p in theirs.items()} != {n: p.shape for n, p in ours.items()}:
-            say(f"{type(callback).__name__} holds a copy of the weights from before the rescue")
-            continue
-        with torch.no_grad():
-            for name, parameter in theirs.items():
-                parameter.copy_(ours[name])

@@ -134,6 +134,14 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             least=1,
             group=_BUDGET,
         ),
+        Flag(
+            "--longest-steps",
+            "where nothing learns, trials begin anew, longer, up to this (3 times --steps, at most "
+            "your job's); 0: never",
+            int,
+            least=0,
+            group=_BUDGET,
+        ),
         Flag("--seed", "of the screening; confirmation takes the next", int, 0, group=_BUDGET),
         Flag("--sampler", "gp pays from 50 trials", str, "tpe", ("tpe", "gp"), group=_BUDGET),
         Flag("--no-pruning", "let slow trials run to their end", bool, group=_BUDGET),

@@ -40,7 +40,7 @@ class Board:
         ...     trial = Trial(InitSpec("orthogonal"), {}, seed=0, steps=2)
         ...     Board(Path(folder))("screening", 3, trial, Outcome(0.5, ((1, 2.0), (2, 1.0))))
         ...     [str(p.relative_to(folder)) for p in Path(folder).glob("*/*")]
-        ['screening/0003-orthogonal']
+        ['screening/0003-orthogonal-2steps']
     """
 
     folder: Path
@@ -87,7 +87,7 @@ def _name(phase: str, number: int, trial: Trial) -> str:
     """A folder's: the trial's number in the screening, elsewhere what the run is."""
     strategy = _FOLDED.sub("_", trial.spec.strategy)
     if phase == "screening":
-        return f"{number:04d}-{strategy}"
+        return f"{number:04d}-{strategy}-{trial.steps}steps"
     what = [trial.spec.to_dict(), dict(trial.config), trial.seed, trial.steps]
     text = json.dumps(what, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:6]

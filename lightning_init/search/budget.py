@@ -37,6 +37,8 @@ class Budget:
         pruning: Whether trials that train slower than half of the others are ended early.
         lr_key: The configuration key that is the learning rate, `""` for none.
         identity: What must be the same for a study to go on.
+        longest_steps: Where nothing learns, trials are made longer, up to this; 0 for never.
+        too_short: Steps with which the search began, and nothing learned.
     """
 
     trials: int = 40
@@ -50,6 +52,8 @@ class Budget:
     pruning: bool = True
     lr_key: str = ""
     identity: str = ""
+    longest_steps: int = 0
+    too_short: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("trials", 1), ("steps", 1), ("confirm_seeds", 2), ("top", 1)):
@@ -57,6 +61,8 @@ class Budget:
                 raise ValueError(f"`{name} >= {least}` must hold, but got {getattr(self, name)}")
         if self.sampler not in ("tpe", "gp"):
             raise ValueError(f"sampler must be tpe or gp, but got {self.sampler!r}")
+        if self.longest_steps < 0:
+            raise ValueError(f"`longest_steps >= 0` must hold, but got {self.longest_steps}")
         if self.confirm_steps and self.confirm_steps < self.steps:
             raise ValueError(
                 f"`confirm_steps >= steps` must hold, but got {self.confirm_steps} < {self.steps}"
@@ -83,7 +89,8 @@ class Budget:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Budget:
         """The budget in plain data."""
-        return cls(**{**data, "goals": tuple(Goal(**goal) for goal in data["goals"])})
+        goals = tuple(Goal(**goal) for goal in data["goals"])
+        return cls(**{**data, "goals": goals, "too_short": tuple(data.get("too_short", ()))})
 
     @property
     def mode(self) -> Mode:

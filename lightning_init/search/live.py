@@ -32,6 +32,7 @@ class Live:
         self._began = self._spoke = time.monotonic()
         self._tenth = -1
         self._stopping = False
+        self._note = ""
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -46,6 +47,11 @@ class Live:
         """Show it."""
         if self._state is not None and self._state.phase != state.phase:
             self._end()
+        elif self._state is not None and self._state.note != state.note:
+            self._end()  # the same phase again, for another reason
+        if state.note != self._note:
+            self._note = state.note
+            self._console.print(state.note, markup=False, soft_wrap=True)
         if self._state is None:
             self._began, self._tenth = time.monotonic(), -1
         self._state = state

@@ -32,6 +32,7 @@ class State:
         workers: What each worker does, for people.
         stopping: Seconds that running trials still have; None while nobody wants it to end.
         running: How many trials run.
+        note: What the user should know of this phase, `""` for nothing.
     """
 
     phase: str
@@ -42,6 +43,7 @@ class State:
     workers: tuple[str, ...] = ()
     stopping: float | None = None
     running: int = 0
+    note: str = ""
 
 
 Progress = Callable[[State], None]
@@ -88,6 +90,7 @@ class Loop:
         progress: Is told how it goes.
         seen: Is shown every trial that has ended, with its outcome.
         ahead: Whether the next trial is asked for while others run: for samplers that are slow.
+        note: What the user should know of the phases from here on.
     """
 
     executor: Callable[[], Executor]
@@ -95,6 +98,7 @@ class Loop:
     progress: Progress
     seen: Seen
     ahead: bool = False
+    note: str = ""
 
     def run(self, work: Work) -> None:
         """Run a phase to its end.
@@ -153,7 +157,8 @@ class Loop:
         done, total = work.done, work.total
         left, doing = pace.left(done, total), self.executor().doing
         stopping = self.stop.left
-        self.progress(State(work.phase, done, total, work.best, left, doing, stopping, running))
+        how = (left, doing, stopping, running)
+        self.progress(State(work.phase, done, total, work.best, *how, self.note))
 
 
 class _Pace:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.state import keep_state
 from lightning_init.callbacks.arguments import callbacks_of
-from lightning_init.callbacks.placement import after
+from lightning_init.callbacks.later import After
 
 Metrics = dict[str, float]
 
@@ -129,7 +129,7 @@ class Marks(pl.Callback):
                 self._end(trainer, pl_module)
 
         if is_overridden("on_train_end", pl_module):
-            after(pl_module, "on_train_end", last)
+            After(pl_module, "on_train_end", last, once=True)
         else:
             last()
 

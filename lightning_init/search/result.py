@@ -53,6 +53,7 @@ class SearchResult:
         stability: Whether the order is the same after the screening's steps and after `steps`;
             None if both are the same.
         rate_key: The configuration key that is the learning rate, `""` for none.
+        note: What came between, as that trials were made longer; `""` for nothing.
         lists: The user's own lists that keys of the configuration reach into.
     """
 
@@ -69,6 +70,7 @@ class SearchResult:
     rates: Mapping[str, Rates] = field(default_factory=dict, repr=False)
     stability: Stability | None = None
     rate_key: str = ""
+    note: str = ""
     lists: Mapping[str, list[Any]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -84,6 +86,7 @@ class SearchResult:
         screened: int = 0,
         rates: Mapping[str, Rates] | None = None,
         rate_key: str = "",
+        note: str = "",
         lists: Mapping[str, list[Any]] | None = None,
     ) -> SearchResult:
         """Compare and choose, see `decide`.
@@ -98,6 +101,7 @@ class SearchResult:
             screened: Training steps of a screening trial, 0 if there was none.
             rates: What the sweep of learning rates found.
             rate_key: The configuration key that is the learning rate.
+            note: What came between.
             lists: The user's own lists that keys of the configuration reach into.
         """
         goals = tuple(goals)
@@ -120,6 +124,7 @@ class SearchResult:
             rates=rates or {},
             stability=_stability([baseline, *ordered], (screened, steps), goals[0].mode),
             rate_key=rate_key,
+            note=note,
             lists=lists or {},
         )
 

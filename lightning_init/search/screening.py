@@ -17,6 +17,7 @@ from lightning_init.search.budget import Budget
 from lightning_init.search.executors import Answer
 from lightning_init.search.finalists import HopelessError
 from lightning_init.search.job import ConfigError
+from lightning_init.search.lengthen import longer, nothing_learned
 from lightning_init.search.opening import queue_opening
 from lightning_init.search.pruner import PRUNED, SlowPruner
 from lightning_init.search.records import (
@@ -40,6 +41,9 @@ class Screening:
         study: The study, owned by this process.
         budget: How many, how long.
         space: What is searched.
+
+    Attributes:
+        too_short: Whether nothing learns and trials may be longer: it then ends by itself.
     """
 
     def __init__(self, study: optuna.Study, budget: Budget, space: Space) -> None:
@@ -55,6 +59,8 @@ class Screening:
         if budget.pruning and len(budget.goals) == 1:
             states = (TrialState.COMPLETE, TrialState.PRUNED)
             self._pruner = SlowPruner(budget.steps, study.get_trials(deepcopy=False, states=states))
+        self._may_be_longer = longer(budget) is not None
+        self.too_short = self._may_be_longer and nothing_learned(study, budget.trials)
 
     @property
     def done(self) -> int:
@@ -65,7 +71,7 @@ class Screening:
     @property
     def total(self) -> int:
         """Trials wanted."""
-        return self.budget.trials
+        return self.done + len(self.running) if self.too_short else self.budget.trials
 
     @property
     def best(self) -> str:
@@ -124,6 +130,7 @@ class Screening:
             self._tell(trial, outcome)
         if self._pruner is not None:
             self._pruner.learn(self.study.get_trials(deepcopy=False)[job])
+        self.too_short = self._may_be_longer and nothing_learned(self.study, self.budget.trials)
 
     def give_up(self) -> None:
         """Queue what runs again."""

@@ -71,6 +71,7 @@ class Settings:
             "pruning": budget.pruning,
             "lr_key": budget.lr_key,
             "identity": budget.identity,
+            "longest_steps": budget.longest_steps,
             "workers": self.workers,
             "storage": self.storage,
             "log": self.out / "log.txt",
@@ -180,6 +181,7 @@ def vars_of(budget: Budget) -> dict[str, Any]:
 def _budget(seen: Look, options: Namespace) -> Budget:
     default = min(_STEPS, seen.job_steps or _STEPS)
     steps = options.get("steps") or default
+    longest = options.get("longest_steps")
     return Budget(
         trials=options.get("trials", 40),
         steps=steps,
@@ -188,6 +190,7 @@ def _budget(seen: Look, options: Namespace) -> Budget:
         confirm_steps=options.get("confirm_steps") or Budget.longer(steps, seen.job_steps),
         sampler=options.get("sampler", "tpe"),
         pruning=not options.get("no_pruning", False),
+        longest_steps=Budget.longer(steps, seen.job_steps) if longest is None else longest,
     )
 
 

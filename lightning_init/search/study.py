@@ -18,7 +18,8 @@ from lightning_init.search.confirm import Confirmation, fresh_seeds
 from lightning_init.search.database import hidden
 from lightning_init.search.finalists import HopelessError, rated
 from lightning_init.search.journal import open_storage
-from lightning_init.search.loop import Progress, Seen
+from lightning_init.search.lengthen import as_far, said, set_aside
+from lightning_init.search.loop import Loop, Progress, Seen
 from lightning_init.search.records import open_part, open_study, row
 from lightning_init.search.result import SearchResult
 from lightning_init.search.screening import Screening
@@ -49,6 +50,7 @@ def search_init(
     workers: int | Workers = 0,
     storage: str | Path | None = None,
     identity: str = "",
+    longest_steps: int = 0,
     log: Path | None = None,
     progress: Progress | None = None,
     seen: Seen | None = None,
@@ -72,6 +74,8 @@ def search_init(
         workers: Worker processes, or `Workers(...)`; 0 runs trials in this one.
         storage: A journal file or a database's URL; the same call then goes on where it ended.
         identity: What must be the same for a stored study to go on.
+        longest_steps: Where no trial learns anything, the search begins anew with trials three
+            times as long, up to this; what was tried is kept. 0 for never.
         log: A file for what workers print.
         progress: Is told how it goes.
         seen: Is called as `seen(phase, number, trial, outcome)` for every trial that has ended.
@@ -95,14 +99,13 @@ def search_init(
     """
     budget = Budget(
         *(trials, steps, seed, confirm_seeds, confirm_steps, top, goals_for(monitor, mode)),
-        *(sampler, pruning, lr_key, identity),
+        *(sampler, pruning, lr_key, identity, longest_steps),
     )
     if lr_key and lr_key not in space.config:
         raise ValueError(f"lr_key: {unknown('axis of the space', lr_key, space.config)}")
     with session(evaluate, storage, workers, log, progress, seen) as (opened, loop):
         loop.ahead = sampler == "gp"  # it takes longer to ask than many a trial
-        study = open_study(opened, budget, space)
-        loop.run(Screening(study, budget, space))
+        study, budget = _screened(opened, loop, budget, space)
         sweep = Sweep(study, budget, space, open_part(opened, "sweep", budget))
         loop.run(sweep)
         confirmation = _confirmation(opened, budget, sweep)
@@ -154,6 +157,20 @@ def goals_for(monitor: str | Sequence[str], mode: Mode | Sequence[Mode]) -> tupl
     return tuple(Goal(name, way) for name, way in zip(names, modes, strict=True))
 
 
+def _screened(
+    opened: optuna.storages.BaseStorage, loop: Loop, budget: Budget, space: Space
+) -> tuple[optuna.Study, Budget]:
+    """The screening with trials that are long enough, as far as they may be."""
+    while True:
+        budget = as_far(opened, budget)
+        screening = Screening(open_study(opened, budget, space), budget, space)
+        loop.note = said(budget)
+        loop.run(screening)
+        if not screening.too_short:
+            return screening.study, budget
+        set_aside(opened, budget)
+
+
 def _confirmation(
     opened: optuna.storages.BaseStorage, budget: Budget, sweep: Sweep
 ) -> Confirmation:
@@ -175,5 +192,6 @@ def _result(
         screened=budget.steps,
         rates=sweep.rates,
         rate_key=budget.lr_key if rated(budget, space) else "",
+        note=said(budget),
         lists=space.lists,
     )

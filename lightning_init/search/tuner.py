@@ -70,6 +70,7 @@ class InitTuner:
         space: Space | None = None,
         trials: int = 20,
         steps: int = 100,
+        longest_steps: int | None = None,
         confirm_seeds: int = 5,
         confirm_steps: int | None = None,
         monitor: str | None = None,
@@ -98,9 +99,10 @@ class InitTuner:
                 attributes or hyperparameters of the model.
             trials: Trials in the screening; with a storage, over all sessions.
             steps: Training steps of a trial, at most those of the Trainer.
+            longest_steps: Where nothing learns, trials begin anew, longer, up to this; None for
+                three times `steps`, at most the Trainer's; 0 for never.
             confirm_seeds: Fresh paired seeds for the best few and `keep`, at least 2.
-            confirm_steps: Training steps of a confirmation run; None for three times `steps`, at
-                most those of the Trainer.
+            confirm_steps: Of a confirmation run; None for three times `steps`, at most the Trainer's.
             monitor: The metric; None for what the Trainer's checkpoints watch, else `val_loss`,
                 else the training loss.
             mode: Which is better; None to go by the name.
@@ -149,6 +151,7 @@ class InitTuner:
                     self.trainer.limit_val_batches,
                 )
                 horizon = min(steps, seen.job_steps or steps)
+                far = Budget.longer(horizon, seen.job_steps)
                 evaluate.objectives = self._objectives(seen, monitor, mode, objective)
                 notes: tuple[str, ...] = ()
                 if space is None:
@@ -165,7 +168,7 @@ class InitTuner:
                         steps=horizon,
                         seed=seed,
                         confirm_seeds=confirm_seeds,
-                        confirm_steps=confirm_steps or Budget.longer(horizon, seen.job_steps),
+                        confirm_steps=confirm_steps or far,
                         mode=[each.direction for each in evaluate.objectives],
                         monitor=[each.name for each in evaluate.objectives],
                         sampler=sampler,
@@ -173,6 +176,7 @@ class InitTuner:
                         workers=workers,
                         storage=storage,
                         identity=type(model).__name__,
+                        longest_steps=far if longest_steps is None else longest_steps,
                         progress=told,
                     )
             finally:

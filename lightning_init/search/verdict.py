@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lightning_init.search.candidates import Candidate, Run, label, short
 from lightning_init.search.keys import leaf
+from lightning_init.search.lengthen import fall
 from lightning_init.search.space import scheme
 from lightning_init.search.statistics import Comparison
 from lightning_init.search.sweep import rates_text
@@ -16,8 +17,6 @@ from lightning_init.strategies.spec import InitSpec
 if TYPE_CHECKING:
     from lightning_init.search.result import SearchResult
 
-_LEARNED = 0.05  # of the training loss at the start: a fall of less is that of guessing
-_ENDS = 10  # losses: a curve of fewer has no end to compare with its start
 _STILL = 0.2  # of keep's distance: a winner that travels less may have grown lazy
 
 
@@ -245,15 +244,12 @@ def _taken_back(result: SearchResult) -> Iterator[str]:
 
 def _nothing_learned(result: SearchResult) -> Iterator[str]:
     """Trials that are too short to tell anything apart say nothing of the inits."""
-    drops = []
-    for trial in result.trials:
-        losses = [value for _, value in trial["curve"]]
-        if trial["metric"] is not None and len(losses) >= _ENDS and losses[0] > 0:
-            last = losses[-max(1, len(losses) // 10) :]
-            drops.append(1 - sum(last) / len(last) / losses[0])
-    if len(drops) > 2 and max(drops) < _LEARNED:
+    if result.note:
+        yield result.note
+    falls = [fall(trial["curve"]) for trial in result.trials if trial["metric"] is not None]
+    known = [one for one in falls if one is not None]
+    if len(known) > 2 and max(known) == 0:
         yield (
-            "no trial has learned anything yet: the best training loss fell by "
-            f"{100 * max(0.0, max(drops)):.0f} % only, so inits cannot be told apart: pass longer "
-            "--steps"
+            "no trial has learned anything yet: no training loss fell by more than the noise, so "
+            "inits cannot be told apart: pass longer --steps"
         )

@@ -25,7 +25,7 @@ from lightning_init.architecture.names import (
 )
 from lightning_init.architecture.plain import plain
 from lightning_init.architecture.preserve import fix_rng, preserved
-from lightning_init.architecture.provenance import checksum, record_of
+from lightning_init.architecture.provenance import checksums, record_of
 from lightning_init.architecture.state import Undo, keep_tensor
 from lightning_init.strategies.assigned import assign, is_close, unscalable
 from lightning_init.strategies.calibration import Calibration
@@ -36,7 +36,7 @@ from lightning_init.strategies.matrices import Orthogonal
 from lightning_init.strategies.plan import Forward, Plan, PlanEntry, settled
 from lightning_init.strategies.planning import Scope, StrategyLike, make_plan
 from lightning_init.strategies.seeds import generator_for, resolve_seed
-from lightning_init.strategies.write import write_
+from lightning_init.strategies.write import in_float32, write_
 
 
 def apply_(model: nn.Module, plan: Plan, seed: int) -> None:
@@ -256,7 +256,7 @@ def _draw(model: nn.Module, plan: Plan, seed: int) -> None:
                 f"distribution is for {entry.distribution.shape}"
             )
         work.append((entry, tensor))
-    with torch.no_grad(), ExitStack() as on_error:
+    with torch.no_grad(), in_float32(), ExitStack() as on_error:
         for entry, _ in work:  # these first, since they may fail
             for weight in (weights := computed.get(entry.info.names, [])):
                 for restore in weight.keep():
@@ -296,5 +296,5 @@ def _remember(model: nn.Module, plan: Plan) -> None:
     drawn = [e for e in plan if e.written and not isinstance(e.distribution, Loaded)]
     written = {entry.info.names for entry in drawn}
     record.written.update(
-        {names[0]: checksum(tensor) for names, tensor in named_states(model) if names in written}
+        {names[0]: checksums(tensor) for names, tensor in named_states(model) if names in written}
     )

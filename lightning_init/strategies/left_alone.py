@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.adapters import is_original
 from lightning_init.architecture.names import canonical, named_tensors, unwrap
-from lightning_init.architecture.provenance import checksum
+from lightning_init.architecture.provenance import checksum, known_record
 from lightning_init.strategies.plan import Plan
 
 
@@ -42,8 +42,10 @@ def warn_of_copies(model: nn.Module, plan: Plan) -> None:
 
 
 def warn_of_garbage(model: nn.Module, plan: Plan) -> None:
-    """Memory that `to_empty` has taken, and that nobody has written since."""
-    kept = {e.info.name for e in plan if not e.written and "meta" in e.info.flags}
+    """Memory that was taken without an init, and that nobody has written since."""
+    empty = known_record(unwrap(model)).empty
+    kept = {e.info.name for e in plan if not e.written}
+    kept &= empty | {entry.info.name for entry in plan if "meta" in entry.info.flags}
     tensors: list[tuple[str, Tensor]] = [(names[0], t) for names, t in named_tensors(model)]
     tensors = [(name, tensor) for name, tensor in tensors if name in kept]
     buffers = ((canonical(name), buffer) for name, buffer in unwrap(model).named_buffers())
@@ -51,8 +53,8 @@ def warn_of_garbage(model: nn.Module, plan: Plan) -> None:
     raw = [name for name, tensor in tensors if not tensor.is_meta and tensor._version == 0]
     if raw:
         warnings.warn(
-            f"{', '.join(raw)}: on the meta device when the plan was made, not drawn by it, and not "
-            "written since, so arbitrary memory. Call reset_parameters() or reset_running_stats() "
+            f"{', '.join(raw)}: made without values (meta device, empty_init=True), not drawn by the "
+            "plan and not written since, so arbitrary memory. Call reset_parameters() or reset_running_stats() "
             "of the modules that own them, or load them",
             stacklevel=4,
         )

@@ -109,6 +109,7 @@ def make_plan(
     _check_patterns("scope", patterns or [], architecture)
     for keys in _override_keys(chosen.initializer):
         _check_patterns("override", keys, architecture)
+    note_empty(model)
     verdicts = judge(model, architecture.params) if scope == "untrained" else {}
     entries = tuple(
         _decide(info, chosen.initializer, patterns, verdicts.get(info.names))
@@ -119,7 +120,6 @@ def make_plan(
     calibrate, notes = chosen.calibrate_, chosen.notes
     if calibrate is not None and not any(entry.written for entry in entries):
         calibrate, notes = None, (*notes, "nothing is drawn, so nothing is calibrated")
-    note_empty(model)
     buffers = tuple(canonical(name) for name, buffer in model.named_buffers() if buffer.is_meta)
     return Plan(
         entries,

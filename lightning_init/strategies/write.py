@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -22,6 +23,24 @@ class Fillable(Distribution, Protocol):
 
     def fill_(self, tensor: Tensor, generator: Generator) -> Tensor:
         """Draw into a contiguous float32 tensor on the CPU, and return it."""
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """New tensors are float32 on the CPU, whatever the default is for the models made around it.
+
+    Example:
+        >>> with torch.device("meta"), in_float32():
+        ...     torch.ones(2).sum().item()
+        2.0
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def write_(work: Sequence[tuple[PlanEntry, Tensor]], seed: int) -> None:

@@ -212,22 +212,3 @@ def test_an_optimizer_made_before_keeps_its_tensors() -> None:
     assert [id(p) for p in module.parameters()] == owned
     assert nets.same(start, nets.weights(direct(mlp(), "orthogonal")))
     assert not nets.same(nets.weights(module), start)
-
-
-def test_of_overlapping_callbacks_the_last_wins(said: list[str]) -> None:
-    first, last = quiet("constant"), quiet("orthogonal")
-    found = started(Digits(mlp()), first, last)
-    assert nets.same(found, nets.weights(direct(mlp(), "orthogonal")))
-    assert first.plan is None
-    assert last.plan is not None
-    assert any("yields to InitCallback('orthogonal')" in text for text in said)
-
-
-def test_callbacks_of_separate_scopes_both_apply(said: list[str]) -> None:
-    first = quiet("constant", scope=["net.0.*"])
-    found = started(Digits(mlp()), first, quiet("orthogonal", scope="net.2.*"))
-    assert (found["net.0.weight"] == 0).all()
-    assert nets.same(
-        found["net.2.weight"], nets.weights(direct(mlp(), "orthogonal"))["net.2.weight"]
-    )
-    assert not any("yields" in text for text in said)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import pickle
 from typing import Any
 
@@ -11,52 +10,21 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_init import InitCallback
 from tests.callbacks import nets
 from tests.callbacks.nets import AtStart, Digits, mlp
-
-
-def watched(module: Digits, **arguments: Any) -> tuple[InitCallback, AtStart]:
-    callback, start = InitCallback("orthogonal", seed=3), AtStart()
-    nets.fit(module, callback, start, **{"max_steps": 6, **arguments})
-    assert callback.report is not None
-    assert nets.hooks(module) == []
-    return callback, start
-
-
-def by_name(callback: InitCallback, step: int) -> dict[str, float]:
-    assert callback.report is not None
-    (reading,) = [s for s in callback.report.readings.steps if s.step == step]
-    return {weight.name: weight.grad_rms for weight in reading.weights}
-
-
-def losses(callback: InitCallback) -> list[float]:
-    assert callback.report is not None
-    return [loss for _, loss in sorted(callback.report.readings.loss.items())]
-
-
-class Still(Digits):
-    """Its weights do not move: every batch has the loss and gradient one can compute alone."""
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.0)
-
-
-def alone(start: AtStart, batches: list[Any]) -> tuple[list[float], torch.Tensor]:
-    module = Digits(mlp())
-    module.load_state_dict(start.weights)
-    values = [module.loss(batch) for batch in batches]
-    (grad,) = torch.autograd.grad(sum(values) / len(values), module.net[2].weight)
-    return [float(value.detach()) for value in values], (grad**2).mean().sqrt()
-
-
-def first(count: int) -> list[Any]:
-    loader = iter(nets.ordered())
-    return [next(loader) for _ in range(count)]
+from tests.callbacks.watching import (
+    Still,
+    alone,
+    by_name,
+    first,
+    losses,
+    reading,
+    watched,
+)
 
 
 def test_accumulated_batches_show_their_own_loss_and_the_gradient_of_all() -> None:
@@ -72,22 +40,6 @@ def test_gradients_are_those_before_clipping(how: str) -> None:
     callback, start = watched(Still(mlp()), **clip, max_steps=2)
     _, grad = alone(start, first(2)[1:])
     assert by_name(callback, 1)["net.2.weight"] == pytest.approx(float(grad), rel=1e-5)
-
-
-def test_bf16_mixed() -> None:
-    callback, start = watched(Still(mlp()), precision="bf16-mixed", max_steps=2)
-    values, grad = alone(start, first(2))
-    assert losses(callback) == pytest.approx(values, rel=0.02)
-    _, grad = alone(start, first(2)[1:])
-    assert by_name(callback, 1)["net.2.weight"] == pytest.approx(float(grad), rel=0.05)
-    assert start.weights["net.0.weight"].dtype == torch.float32
-
-
-def test_bf16_true_draws_in_float32_and_rounds_once() -> None:
-    _, start = watched(Still(mlp()), precision="bf16-true", max_steps=2)
-    _, exact = watched(Still(mlp()), max_steps=1)
-    rounded = {key: value.bfloat16() for key, value in exact.weights.items()}
-    assert nets.same(start.weights, rounded)
 
 
 def test_lbfgs_calls_a_step_several_times() -> None:
@@ -181,89 +133,6 @@ def test_two_optimizers_by_hand() -> None:
     assert nets.same(nets.weights(plain), nets.weights(module))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("how", ["module", "child", "configure_model", "in_place"])
-def test_compiled_models(how: str) -> None:
-    class Late(Digits):
-        def configure_model(self) -> None:
-            if not hasattr(self, "net"):
-                self.net = torch.compile(mlp(), backend="eager")
-
-    class Unlogged(Digits):  # self.log inside a compiled module fails without us too
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return self.loss(batch)
-
-    module: Any = Late() if how == "configure_model" else Unlogged(mlp())
-    if how == "child":
-        module.net = torch.compile(module.net, backend="eager")
-    if how == "in_place":
-        module.net.compile(backend="eager")
-    fitted = torch.compile(module, backend="eager") if how == "module" else module
-    callback, start = InitCallback("orthogonal", seed=3), AtStart()
-    nets.fit(fitted, callback, start, max_steps=3)
-    nets.fit(Digits(mlp()), InitCallback("orthogonal", seed=3), plain := AtStart(), max_steps=1)
-    assert nets.same(start.weights, plain.weights)
-    assert callback.plan is not None
-    names = [entry.info.name for entry in callback.plan]
-    assert names == list(plain.weights)
-    assert callback.report is not None
-    assert not [why for why in callback.report.blind if "activations" in why]
-    assert [len(step.layers) for step in callback.report.readings.steps] == [3, 0, 3]
-    assert len(losses(callback)) == 3
-    assert all(grad > 0 for grad in by_name(callback, 2).values())
-    assert nets.hooks(module) == []
-
-
-def test_double_precision_trains_and_is_read() -> None:
-    callback = InitCallback("orthogonal", monitor_steps=3)
-    nets.fit(Digits(mlp()), callback, max_steps=3, precision="64-true")
-    assert callback.report is not None
-    assert callback.report.readings.steps[-1].weights[0].grad_rms > 0
-
-
-class Scaler(torch.amp.GradScaler):
-    """Notes what it multiplied by."""
-
-    def __init__(self, scale: float) -> None:
-        super().__init__("cpu", init_scale=scale, growth_interval=2)
-
-
-def fp16(scale: float = 1024.0) -> MixedPrecision:
-    return MixedPrecision("16-mixed", "cpu", Scaler(scale))
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_gradients_and_updates_under_a_gradient_scaler(fused: bool) -> None:
-    class Fused(Digits):
-        def configure_optimizers(self) -> Any:
-            return torch.optim.Adam(self.parameters(), lr=1e-3, fused=fused)
-
-    callback, start = watched(Fused(mlp()), plugins=[fp16()], max_steps=3)
-    plain, again = watched(Fused(mlp()), max_steps=3)
-    assert nets.same(start.weights, again.weights)
-    for step in (1, 2):
-        scaled, exact = reading(callback, step), reading(plain, step)
-        for one, two in zip(scaled.weights, exact.weights, strict=True):
-            assert one.grad_rms == pytest.approx(two.grad_rms, rel=0.05)
-            assert one.update == pytest.approx(two.update, rel=0.1, nan_ok=True)
-        for out, same in zip(scaled.layers, exact.layers, strict=True):
-            assert out.grad_rms == pytest.approx(same.grad_rms, rel=0.05)
-
-
-def test_a_step_that_the_scaler_skips_is_no_update_and_no_finding() -> None:
-    callback, _ = watched(Digits(mlp()), plugins=[fp16(2.0**40)], max_steps=3)
-    assert callback.report is not None
-    for step in (1, 2):
-        assert all(math.isnan(weight.update) for weight in reading(callback, step).weights)
-    assert callback.report.errors == ()
-
-
-def reading(callback: InitCallback, step: int) -> Any:
-    assert callback.report is not None
-    (found,) = [one for one in callback.report.readings.steps if one.step == step]
-    return found
-
-
 def test_under_accumulation_the_batches_that_step_are_read() -> None:
     module = Digits(mlp(), lr=0.01)
     callback, _ = watched(module, accumulate_grad_batches=4, max_steps=6)
@@ -329,67 +198,6 @@ def test_checkpointed_segments_are_read_once(reentrant: bool) -> None:
         for weight, other in zip(one.weights, two.weights, strict=True):
             if step or not reentrant:  # which an audit's backward pass does not go into
                 assert weight.grad_rms == pytest.approx(other.grad_rms, rel=1e-5)
-
-
-@pytest.mark.parametrize("how", ["module", "child", "function"])
-def test_compiled_training_is_neither_changed_nor_compiled_again(how: str) -> None:
-    class Unlogged(Digits):
-        calls: Any = None
-
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return self.calls(batch) if self.calls is not None else self.loss(batch)
-
-    def run(*callbacks: pl.Callback) -> tuple[dict[str, torch.Tensor], int, list[float]]:
-        torch._dynamo.reset()
-        nets.seed_all(2)
-        compiled = 0
-
-        def backend(graph: Any, inputs: Any) -> Any:
-            nonlocal compiled
-            compiled += 1
-            return graph.forward
-
-        module = Unlogged(nn.Sequential(*mlp()[:-1], nn.Dropout(0.2), mlp()[-1]))
-        fitted: Any = module
-        if how == "module":
-            fitted = torch.compile(module, backend=backend)
-        if how == "child":
-            module.net = torch.compile(module.net, backend=backend)
-        if how == "function":
-            module.calls = torch.compile(module.loss, backend=backend)
-        nets.fit(fitted, *callbacks, max_steps=23)
-        return nets.weights(module), compiled, module.seen
-
-    plain = run()
-    callback = InitCallback("keep", monitor_steps=23)
-    watched_run = run(callback)
-    assert watched_run[1] == plain[1]
-    assert nets.same(watched_run[0], plain[0])
-    assert callback.report is not None
-    assert callback.report.blind == ()
-    steps = {step.step: len(step.layers) for step in callback.report.readings.steps}
-    assert steps[2] == steps[20] == 3
-    assert steps[5] == steps[22] == 0
-    matrices = [weight for weight in reading(callback, 5).weights if len(weight.shape) > 1]
-    assert all(weight.update > 0 for weight in matrices)
-
-
-def test_what_a_compiled_model_does_beside_is_what_it_does() -> None:
-    def run(compiled: bool) -> InitCallback:
-        module: Any = Still(mlp())
-        if compiled:
-            module.net = torch.compile(module.net, backend="aot_eager")
-        callback = InitCallback("orthogonal", seed=3)
-        nets.fit(module, callback, max_steps=3)
-        return callback
-
-    one, two = reading(run(True), 2), reading(run(False), 2)
-    for out, same in zip(one.layers, two.layers, strict=True):
-        assert out.name == same.name
-        assert out.rms == pytest.approx(same.rms, rel=1e-5)
-        assert out.grad_rms == pytest.approx(same.grad_rms, rel=1e-4)
-    for weight, other in zip(one.weights, two.weights, strict=True):
-        assert weight.grad_rms == pytest.approx(other.grad_rms, rel=1e-4)
 
 
 class Copies(Digits):

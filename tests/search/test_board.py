@@ -66,7 +66,7 @@ def test_a_trial_with_all_it_came_to(tmp_path):
     curve = ((1, 3.0), (2, math.inf), (3, 1.5))
     outcome = Outcome(0.5, curve, "", 1.5, info, (7.0,), ((2, 0.9),))
     Board(tmp_path / "tb", ("val_loss", "gap"))("screening", 4, trial(), outcome)
-    scalars, text = events(tmp_path / "tb" / "screening" / "0004-orthogonal")
+    scalars, text = events(tmp_path / "tb" / "screening" / "0004-orthogonal-3steps")
     assert scalars == {
         "metric/val_loss": [(3, 0.5)],
         "metric/gap": [(3, 7.0)],
@@ -86,14 +86,14 @@ def test_the_hparams_tab_has_every_trial_with_keys_of_its_own(tmp_path):
     board("screening", 2, trial(spec=InitSpec("normal")), Outcome(None, reason="it vanishes"))
     found, names = runs(tmp_path / "tb")
     assert names == {"strategy", "gain", LR, "seed", "steps"}
-    values, metrics = found["screening/0001-orthogonal"]
+    values, metrics = found["screening/0001-orthogonal-3steps"]
     assert values == {"strategy": "orthogonal", "gain": 1.25, LR: 0.02, "seed": 5, "steps": 3}
     assert metrics["metric/metric"] == 1.0
-    assert found["screening/0000-keep"][1]["metric/metric"] == 2.0
-    stopped = found["screening/0002-normal"]
+    assert found["screening/0000-keep-3steps"][1]["metric/metric"] == 2.0
+    stopped = found["screening/0002-normal-3steps"]
     assert stopped[0]["strategy"] == "normal"
     assert "metric/metric" not in stopped[1]
-    assert "stopped: it vanishes" in events(tmp_path / "tb" / "screening" / "0002-normal")[1]
+    assert "stopped: it vanishes" in events(tmp_path / "tb" / "screening" / "0002-normal-3steps")[1]
 
 
 def test_a_search_is_written_once(tmp_path):
