@@ -180,7 +180,7 @@ class InitCallback(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Initialize what was on the meta device at `setup`."""
         if self._placement is not None:
-            self._placement.catch_up(pl_module)
+            self._placement.catch_up(trainer, pl_module)
         self.monitor.on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
