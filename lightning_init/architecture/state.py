@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_init.architecture.sharded import is_flat, is_sharded, local
+
 Undo = Callable[[], None]
 
 _MANY = 4000  # values that are looked at; what is reachable beyond is data
@@ -101,8 +103,10 @@ def keep_tensor(value: Tensor) -> Undo | None:
     """How to put a tensor's values back; None for one that takes part in a graph."""
     if is_lazy(value):
         return _keep_lazy(value)
-    if value.is_meta or (value.requires_grad and not value.is_leaf):
+    if value.is_meta or is_flat(value) or (value.requires_grad and not value.is_leaf):
         return None
+    if is_sharded(value):
+        return keep_tensor(local(value))
     copy = value.detach().clone()
 
     def restore() -> None:

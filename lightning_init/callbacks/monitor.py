@@ -17,11 +17,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_init.callbacks.actions import OnUnhealthy, UnhealthyError, check_action, stop, warn
-from lightning_init.callbacks.arguments import callbacks_of, check_count
+from lightning_init.callbacks.arguments import check_count
 from lightning_init.callbacks.board import Board
 from lightning_init.callbacks.logs import write_json
 from lightning_init.callbacks.record import Record
 from lightning_init.callbacks.schedule import BESIDE, EVERY, RARELY, ends_window, sampled, window
+from lightning_init.callbacks.several import inits_of
 from lightning_init.callbacks.watch import Watch, compiled_frames, weight_samples
 from lightning_init.health.attempts import Attempt
 from lightning_init.health.registry import Profile, Rules, rules
@@ -282,9 +283,8 @@ class HealthMonitor(Callback):
 
     def _overruled(self, trainer: pl.Trainer) -> HealthMonitor | None:
         """The monitor of the last InitCallback beside this one, which watches in its place."""
-        inits = [each for each in callbacks_of(trainer) if not getattr(each, "yields", False)]
-        inner = [getattr(each, "monitor", None) for each in inits]
-        watching = [one for one in inner if isinstance(one, HealthMonitor) and one.steps]
+        inner = [each.monitor for each in inits_of(trainer) if not each.yields]
+        watching: list[HealthMonitor] = [one for one in inner if one.steps]
         if not watching or watching[-1] is self:
             return None
         ours, other = self.on_unhealthy, watching[-1].on_unhealthy

@@ -24,6 +24,7 @@ from lightning_init.architecture.names import named_tensors
 from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.probe import Probe, is_compiled
 from lightning_init.architecture.readings import StepReading
+from lightning_init.architecture.sharded import any_sharded, local
 from lightning_init.architecture.trace import eager
 from lightning_init.callbacks.forward import training_forward
 from lightning_init.strategies.plan import Plan
@@ -96,7 +97,10 @@ class Watch:
                 loss = training_forward(self._module, batch)()
                 wanted = [p for p in self._module.parameters() if p.requires_grad]
                 if isinstance(loss, Tensor) and loss.requires_grad and loss.numel() == 1:
-                    torch.autograd.grad(loss, wanted, allow_unused=True)
+                    if any_sharded(wanted):
+                        loss.backward()  # type: ignore[no-untyped-call]
+                    else:
+                        torch.autograd.grad(loss, wanted, allow_unused=True)
         finally:
             self.stop()
 
@@ -185,7 +189,7 @@ def weight_samples(module: pl.LightningModule) -> dict[str, Tensor]:
 
 def _some(tensor: Tensor) -> Tensor:
     # An odd stride: an even one would meet the same columns in every row.
-    flat = tensor.detach().flatten()
+    flat = local(tensor).flatten()  # of a sharded tensor, the part that is here
     return flat[:: max(1, flat.numel() // _KEPT) | 1].clone()
 
 
