@@ -233,4 +233,4 @@ def test_a_sparse_gradient_is_read_like_the_dense_one(optimizer: str) -> None:
             assert sparse.update == pytest.approx(plain.update, rel=1e-3, nan_ok=True)
     assert reading(one, 1).weights[-1].name == "table.weight"
     assert reading(one, 1).weights[-1].grad_rms > 0
-    assert torch.allclose(module.table.weight, dense.table.weight, atol=1e-6)
+    assert torch.allclose(module.table.weight, dense.table.weight, atol=1e-4)
