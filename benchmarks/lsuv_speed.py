@@ -1,6 +1,7 @@
 """One-pass LSUV against PyPI's `lsuv`, which runs a model twice per layer: the calibration alone.
 
     python benchmarks/lsuv_speed.py [--repeats 5] [--slow 2] [--batch 16] [--size 64] [--only 18]
+        [--device cuda]
 
 ResNets of the usual shapes on random images, one thread. Both begin with the same orthogonal
 weights (not timed), in evaluation mode as `lsuv` works, on the same batch; it asks for a std within
@@ -58,9 +59,17 @@ def timed(call: Callable[[nn.Module], object], model: nn.Module) -> tuple[float,
     """Seconds and forward passes on a copy of a model."""
     own = copy.deepcopy(model)
     PASSES.clear()
+    wait()
     began = time.perf_counter()
     call(own)
+    wait()
     return time.perf_counter() - began, PASSES["forward"]
+
+
+def wait() -> None:
+    """Let a GPU finish."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def main() -> None:
@@ -71,15 +80,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--only", default="")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     x = torch.randn(args.batch, 3, args.size, args.size, generator=torch.Generator().manual_seed(0))
+    x = x.to(args.device)
     table = Table("model", "what", "ms", "forwards", "largest |std - 1|", "faster", "goal")
     for name, config in RESNETS.items():
         if args.only not in name:
             continue
-        model = Logits(config).eval()
+        model = Logits(config).eval().to(args.device)
         spec = InitSpec("lsuv", {"accept": "always", "include_head": True})
         plan = make_plan(model, spec, forward=lambda: model(x))  # noqa: B023
         apply_(model, plan, seed=0)
@@ -96,7 +107,9 @@ def main() -> None:
                 shown(lambda: own(x), listed(own), Deviations())
 
         calls = {
-            "PyPI's lsuv": lambda own: LSUVinit(own, x, do_orthonorm=False, verbose=False),
+            "PyPI's lsuv": lambda own: LSUVinit(
+                own, x, do_orthonorm=False, verbose=False, device=args.device
+            ),
             "calibrated": calibrated,
             "verified": verified,
             "gated": lambda own: calibrate_(own, plan, lambda: own(x)),  # noqa: B023
@@ -118,7 +131,8 @@ def main() -> None:
             reached = "" if key == "one forward" else f"{off.largest:.1e}"
             ms, faster = f"{1e3 * seconds:.1f}", f"{slow / seconds:.1f}"
             table.add_row(name, key, ms, f"{passes}", reached, faster, goal)
-    Console().print(f"batch {args.batch} at {args.size} px, fastest of {args.repeats} runs")
+    place = torch.cuda.get_device_name() if args.device != "cpu" else "the CPU"
+    Console().print(f"batch {args.batch} at {args.size} px, fastest of {args.repeats}, on {place}")
     Console().print(table)
 
 

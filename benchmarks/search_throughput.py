@@ -1,6 +1,6 @@
 """What a search costs beside the training itself.
 
-    python -m benchmarks.search_throughput [--quick] [--cache .benchmarks] [--again]
+    python -m benchmarks.search_throughput [--quick] [--device gpu] [--cache .benchmarks] [--again]
 
 - `long`: trials of about 5 s through the search against bare calls of `Trainer.fit` and
   `Trainer.validate` with the same flags on the same model and data; at least 85 %.
@@ -9,7 +9,8 @@
 - `two`: two workers against one, one thread each, trials of 2 s and more; at least 1.7 times.
 
 `long` and `short` run in this process on one thread, so their times are the processor's and do not
-depend on what else the machine does. `two` is of the wall: it needs two idle cores.
+depend on what else the machine does. `two` is of the wall: it needs two idle cores. On a GPU all are
+of the wall, and the two workers share it.
 """
 
 from __future__ import annotations
@@ -83,12 +84,15 @@ class ToyData(pl.LightningDataModule):
         return DataLoader(TensorDataset(*self.whole[:256]), 256)
 
 
+DEVICE = "cpu"  # the Trainer's accelerator
+
+
 def config(width: int = 64, batch_size: int = 32) -> dict[str, Any]:
     here = "benchmarks.search_throughput"
     return {
         "model": {"class_path": f"{here}.Toy", "init_args": {"width": width}},
         "data": {"class_path": f"{here}.ToyData", "init_args": {"batch_size": batch_size}},
-        "trainer": {"accelerator": "cpu"},
+        "trainer": {"accelerator": DEVICE},
     }
 
 
@@ -123,10 +127,18 @@ class Ends:
             self.times.append(self.clock())
 
 
+def clock() -> float:
+    """Of the process on a CPU, of the wall on a GPU."""
+    if DEVICE == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def seconds(act: Callable[[], object]) -> float:
-    began = time.process_time()
+    began = clock()
     act()
-    return time.process_time() - began
+    return clock() - began
 
 
 def long(rounds: int, wanted: float) -> tuple[float, str]:
@@ -146,7 +158,7 @@ def long(rounds: int, wanted: float) -> tuple[float, str]:
 
 def short(trials: int) -> tuple[float, str]:
     """Trials a minute of the screening, with the study's file and the sampler."""
-    seen = Ends(time.process_time)
+    seen = Ends(clock)
     with tempfile.TemporaryDirectory() as folder:
         search_init(
             evaluator(config()),
@@ -192,7 +204,7 @@ def two(trials: int, wanted: float) -> tuple[float, str]:
 
 def key(quick: bool) -> str:
     """What the figures depend on: this package, these versions."""
-    digest = hashlib.sha256(f"{quick} {torch.__version__} {pl.__version__}".encode())
+    digest = hashlib.sha256(f"{quick} {DEVICE} {torch.__version__} {pl.__version__}".encode())
     for path in [Path(__file__), *sorted((ROOT / "lightning_init").rglob("*.py"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -204,7 +216,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=ROOT / ".benchmarks")
     parser.add_argument("--again", action="store_true", help="measure, whatever is stored")
     parser.add_argument("--only", choices=TARGETS, action="append", help="repeatable")
+    parser.add_argument("--device", default=DEVICE, choices=("cpu", "gpu"))
     options = parser.parse_args()
+    globals()["DEVICE"] = options.device
     quiet()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -216,6 +230,8 @@ def main() -> None:
     }
     file = options.cache / "search" / f"throughput-{key(options.quick)}.json"
     stored = json.loads(file.read_text()) if file.exists() and not options.again else {}
+    if options.device != "cpu":
+        print(f"on {torch.cuda.get_device_name()}, torch {torch.__version__}")
     for name in options.only or TARGETS:
         figure, about = stored[name] if name in stored else parts[name]()
         stored[name] = [figure, about]

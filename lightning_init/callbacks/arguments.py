@@ -80,15 +80,6 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple, set)) else value
 
 
-def overlap(one: str | list[str], two: str | list[str]) -> bool:
-    """Whether two scopes can mean the same tensor; patterns are taken to differ unless equal."""
-    whole = ("untrained", "all")
-    if one in whole or two in whole:
-        return True
-    first = {one} if isinstance(one, str) else set(one)
-    return bool(first & ({two} if isinstance(two, str) else set(two)))
-
-
 def callbacks_of(trainer: pl.Trainer) -> list[Any]:
     """A Trainer's callbacks in their order; Lightning's stubs do not know the attribute."""
     return list(trainer.callbacks)  # type: ignore[attr-defined]

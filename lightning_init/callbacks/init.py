@@ -14,13 +14,15 @@ from torch.optim import Optimizer
 
 from lightning_init.architecture.provenance import record_of
 from lightning_init.callbacks.actions import OnUnhealthy, check_action
-from lightning_init.callbacks.arguments import callbacks_of, changed, check_count, overlap, spec_of
+from lightning_init.callbacks.arguments import changed, check_count, spec_of
 from lightning_init.callbacks.forward import training_forward
+from lightning_init.callbacks.later import take_off
 from lightning_init.callbacks.monitor import HealthMonitor
 from lightning_init.callbacks.placement import Placement, was_rewritten
 from lightning_init.callbacks.rescue import Rescue, check_ladder, rungs
 from lightning_init.callbacks.restart import restart
-from lightning_init.callbacks.sealed import seal, table
+from lightning_init.callbacks.sealed import Origin, table
+from lightning_init.callbacks.several import inits_of, left_over
 from lightning_init.health.attempts import Attempt
 from lightning_init.health.registry import Profile, Rules
 from lightning_init.health.report import Report
@@ -92,7 +94,7 @@ class InitCallback(Callback):
         self.seed = seed if self.spec is None else self.spec.seed
         resolve(self.strategy)
         check_scope(scope)
-        self.scope = scope
+        self.scope: str | list[str] = scope
         self.save_init = None if save_init is None else Path(save_init)
         if self.save_init is not None and self.save_init.suffix != ".safetensors":
             raise ValueError(f"save_init must name a .safetensors file, but got {save_init!r}")
@@ -107,9 +109,10 @@ class InitCallback(Callback):
         if rescues:
             self.monitor.on_unhealthy = "rescue"
             self.monitor.rescue, self.monitor.restart = self._rescue, self._restart
+        self.told_by = ""  # an environment variable, where the user has not listed this callback
         self._placement: Placement | None = None  # None where there is nothing to do
-        self._yields = False
-        self.fingerprint: str | None = None
+        self.yields = False  # to another InitCallback, which means all that this one does
+        self.origin = Origin(self.name, scope, self.save_init)
 
     @classmethod
     def from_spec(cls, spec: InitSpec, **arguments: Any) -> InitCallback:
@@ -132,6 +135,11 @@ class InitCallback(Callback):
         return self.spec.strategy if self.spec else "a function"
 
     @property
+    def fingerprint(self) -> str | None:
+        """SHA-256 of the weights that the run, or the one it resumes, started from; else None."""
+        return None if self.origin.known is None else self.origin.known.fingerprint
+
+    @property
     def plan(self) -> Plan | None:
         """What was applied, None before `setup` or if nothing was to be done."""
         return self._placement.plan if self._placement is not None else None
@@ -146,38 +154,46 @@ class InitCallback(Callback):
         if stage != "fit":
             return
         self.monitor.plan = None
-        self._placement, self.fingerprint = None, None
-        self._yields = False
+        self._placement = None
+        self.origin.forget()
+        self.yields = False
+        inits = inits_of(trainer)
+        if self in inits[:1] or self not in inits:
+            take_off(pl_module)
         if record_of(pl_module).trained:
             self._say("the model has been trained here before: its weights are left alone")
             return
-        if (later := self._overruled(trainer)) is not None:
-            self._say(f"yields to {later}, which comes later in the list of callbacks")
-            self._yields = True
+        later = inits[inits.index(self) + 1 :] if self in inits else ()
+        strategy, said = left_over(self, later)
+        for text in said:
+            self._say(text)
+        if strategy is None:
+            self.yields = True
             return
         given = trainer.strategy.broadcast(self.seed)
         seed = trainer.strategy.broadcast(resolve_seed(given))
         self._placement = Placement(
-            self.strategy, self.scope, seed, self.monitor.on_unhealthy == "rescue"
+            strategy, self.scope, seed, self.monitor.on_unhealthy == "rescue"
         )
         self._placement.place(trainer, pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Initialize what was on the meta device at `setup`."""
         if self._placement is not None:
-            self._placement.catch_up(pl_module)
+            self._placement.catch_up(trainer, pl_module)
         self.monitor.on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell a fresh start from a resumed run, now that a checkpoint has been restored."""
-        if self._yields:  # the one that comes later watches, too
+        if self.yields:  # the one that comes later watches, too
             return
         self.monitor.on_train_start(trainer, pl_module)
         if self._placement is None or trainer.global_step == 0:
             return
         # Without a plan nothing has been written yet: lazy layers got their shapes from the file.
         if was_rewritten(pl_module) or not any(entry.written for entry in self.plan or ()):
-            self._say("resumed: the checkpoint's weights are kept, nothing is watched")
+            began = f"; it started from {self.origin.before}" if self.origin.before else ""
+            self._say(f"resumed: the checkpoint's weights are kept, nothing is watched{began}")
             self._placement = None
         else:
             self.monitor.resume()
@@ -186,11 +202,10 @@ class InitCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Before the first batch: finish with its help what had no batch, then audit and report."""
-        if self._placement is not None and self.fingerprint is None:
+        if self._placement is not None and self.origin.start is None:
             self._placement.finish(pl_module, training_forward(pl_module, batch))
-            self.monitor.plan = self._placement.plan
             self._seal(trainer, pl_module, self._placement)
-            if not self.monitor.monitor_steps:
+            if not self.monitor.audits:
                 self._announce(None)
         self.monitor.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
@@ -230,10 +245,22 @@ class InitCallback(Callback):
         if self._placement is not None:
             self._placement.let_go()
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note what the run started from."""
+        self.origin.save(checkpoint)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Know what the run started from."""
+        self.origin.load(checkpoint)
+
     def _seal(self, trainer: pl.Trainer, pl_module: pl.LightningModule, placed: Placement) -> None:
         """Note the weights that training starts from, and write them down."""
-        start = seal(trainer, pl_module, placed, self.name, self.save_init)
-        self.fingerprint = start.fingerprint
+        self.origin.seal(trainer, pl_module, placed)
+        self.monitor.plan = self.origin.whole_plan(trainer)
 
     def _rescue(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any
@@ -253,13 +280,9 @@ class InitCallback(Callback):
 
     def _restart(self, trainer: pl.Trainer) -> None:
         """After the first step it is too late: say how to start again with the next spec."""
-        placed, report = self._placement, self.report
-        if placed is None or placed.plan is None or report is None:
-            return
-        tried = [placed.strategy, *(InitSpec.from_dict(a.spec) for a in report.attempts if a.spec)]
-        left = rungs(self.ladder, tried, placed.plan)
-        causes = report.errors[0].causes if report.errors else ()
-        self._say(restart(trainer, left, {**self._given, "seed": self.seed}, causes))
+        if (placed := self._placement) is not None and (report := self.report) is not None:
+            arguments = {**self._given, "seed": self.seed}
+            self._say(restart(trainer, placed, report, self.ladder, arguments))
 
     def _announce(self, report: Report | None) -> None:
         """One table: what was drawn, where and why, beside what it does; then the verdict."""
@@ -267,16 +290,8 @@ class InitCallback(Callback):
         if placed is None or placed.plan is None or not self.verbose:
             return
         rank_zero_info(table(placed, report, self.name))
-        if report is not None and not report.findings:
+        if report and not report.findings:
             self._say(report.verdict())
-
-    def _overruled(self, trainer: pl.Trainer) -> str | None:
-        """The InitCallback that comes later in the list and means some of the same tensors."""
-        callbacks = callbacks_of(trainer)
-        for other in callbacks[callbacks.index(self) + 1 :] if self in callbacks else ():
-            if isinstance(other, InitCallback) and overlap(self.scope, other.scope):
-                return f"InitCallback({other.name!r})"
-        return None
 
     def _say(self, text: str) -> None:
         if self.verbose:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.overrides import is_overridden
 from torch import nn
 
 from lightning_init.callbacks.arguments import callbacks_of
@@ -19,8 +20,11 @@ from lightning_init.callbacks.arguments import callbacks_of
 
 def builds_later(module: pl.LightningModule) -> str | None:
     """The hook of the module that runs after `Callback.setup` and may build layers."""
+    # That of `pytorch_lightning` is another class of the same name.
+    parents = (kind for kind in type(module).__mro__ if kind.__name__ == "LightningModule")
+    parent = next(parents, pl.LightningModule)
     for name in ("configure_model", "setup"):
-        if is_overridden(name, module):
+        if is_overridden(name, module, parent):
             return name
     return None
 
@@ -47,11 +51,10 @@ class After:
     def __init__(
         self, module: pl.LightningModule, name: str, then: Callable[[], None], once: bool = False
     ) -> None:
-        if isinstance(module.__dict__.get(name), After):  # of a fit that could not say goodbye
-            module.__dict__[name].remove()
         self._had = module.__dict__.get(name)
         self._original = getattr(module, name)
-        functools.update_wrapper(self, self._original)  # so that Lightning sees what it overrides
+        # So that Lightning sees what it overrides, through one wrapper and no more.
+        functools.update_wrapper(self, inspect.unwrap(self._original))
         self._module, self._name, self._then, self._once = module, name, then, once
         self._copies: list[weakref.ref[Any]] = []
         module.__dict__[name] = self
@@ -66,10 +69,15 @@ class After:
 
     def remove(self) -> None:
         """Put the module's own hook back, in its copies too."""
-        if self._module.__dict__.get(self._name) is self:
+        held = self._module.__dict__.get(self._name)
+        if held is self:
             del self._module.__dict__[self._name]
             if self._had is not None:
                 self._module.__dict__[self._name] = self._had
+        while isinstance(held, After):  # another callback's lies on top
+            if held._had is self:
+                held._had, held._original = self._had, self._original
+            held = held._had
         for twin in filter(None, (each() for each in self._copies)):
             if self._had is None:
                 twin.__dict__.pop(self._name, None)
@@ -81,6 +89,13 @@ class After:
 
     def __reduce__(self) -> Any:
         return _itself, (self._original,)
+
+
+def take_off(module: pl.LightningModule) -> None:
+    """Remove what a fit has left that could not say goodbye."""
+    for name in ("setup", "configure_model"):
+        while isinstance(held := module.__dict__.get(name), After):
+            held.remove()
 
 
 def _itself(method: Any) -> Any:

@@ -16,6 +16,7 @@ from torch import nn
 
 from lightning_init.architecture.names import named_states, named_tensors, unwrap
 from lightning_init.architecture.provenance import note_empty, record_of
+from lightning_init.architecture.sharded import any_sharded, is_flat, is_sharded
 from lightning_init.callbacks.built import Built
 from lightning_init.callbacks.forward import NoBatchError, first_batch, training_forward
 from lightning_init.callbacks.later import (
@@ -59,6 +60,7 @@ class Placement:
         self._built: Built | None = Built() if remembers else None
         self.plan: Plan | None = None
         self.missing = ""
+        self._on_meta = False
         self._waits = False  # for the first batch, which tells lazy layers their shapes
         self._later: list[After] = []
 
@@ -67,17 +69,35 @@ class Placement:
 
         Where a callback freezes layers in its own `setup`, nothing is written before that.
         """
-        if not freezes_later(trainer):
-            self._place(trainer, module, builds_later(module))
-            return
+        hook = builds_later(module)
+        waits = freezes_later(trainer)
+        if not waits:
+            self._write_first(trainer, module, hook)
+        set_up = False  # by all callbacks, some of which build the module or freeze layers
 
-        def frozen() -> None:
-            hook = builds_later(module)
-            self._place(trainer, module, None if hook == "setup" else hook)
+        def after_setup() -> None:
+            nonlocal set_up
+            set_up = True
+            if waits:
+                self._write_first(trainer, module, None if hook == "setup" else hook)
+            elif hook == "setup":
+                self._write(module, self.forward(trainer, module))
 
-        self._later.append(After(module, "setup", frozen))
+        def after_configure_model() -> None:
+            if set_up:
+                self.let_go()
+            if set_up or not waits:
+                with in_float32():  # the Trainer's precision and device are the defaults in there
+                    self._write(module, self.forward(trainer, module))
 
-    def _place(self, trainer: pl.Trainer, module: pl.LightningModule, hook: str | None) -> None:
+        if waits or hook is not None:
+            self._later.append(After(module, "setup", after_setup, once=True))
+        if hook == "configure_model":
+            self._later.append(After(module, hook, after_configure_model))
+
+    def _write_first(
+        self, trainer: pl.Trainer, module: pl.LightningModule, hook: str | None
+    ) -> None:
         if hook is None:
             self._write(module, self.forward(trainer, module))
             return
@@ -86,16 +106,12 @@ class Placement:
         with suppress(ValueError):  # a pattern may name a layer that is still to be built
             self._write(module, None)
 
-        def rest() -> None:
-            with in_float32():  # the Trainer's precision and device are the defaults in there
-                self._write(module, self.forward(trainer, module))
-
-        self._later.append(After(module, hook, rest))
-
-    def catch_up(self, module: pl.LightningModule) -> None:
-        """At `on_fit_start`: write what was on the meta device before; the module is built."""
+    def catch_up(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """At `on_fit_start`: write what was on the meta device before."""
         self.let_go()
-        if self.plan is None and not self._waits:
+        if self._on_meta:
+            self._write(module, self.forward(trainer, module))
+        elif self.plan is None and not self._waits:
             self._write(module, None)
         written = any(entry.written for entry in self.plan or ())
         if copies(module.trainer) and written and not was_rewritten(module):  # else restored
@@ -103,16 +119,25 @@ class Placement:
 
     def finish(self, module: pl.LightningModule, forward: Forward) -> None:
         """Before the first batch, with its help: what no earlier forward pass could tell."""
-        if not self.missing or was_rewritten(module):  # what came after us, as a checkpoint, wins
+        if not self.missing:
+            return
+        if any(map(is_flat, module.parameters())):
+            self.missing += "; FSDP1 has cut the weights up since, so it stays so"
+            return
+        if was_rewritten(module):  # what came after us, as a checkpoint, wins
             return
         before, self.missing = self.plan, ""
         plan = self._make_plan(module, forward)
+        if any_sharded(module.parameters()):  # each process saw another batch: one decides
+            plan = replace(plan, entries=module.trainer.strategy.broadcast(plan.entries))
         if plan.calibrate_ is None and before is not None and before.entries == plan.entries:
             return
         self._carry_out(module, plan, forward)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             with torch.no_grad():  # each process saw another batch
                 for _, tensor in named_tensors(module):
+                    if is_sharded(tensor):
+                        continue
                     torch.distributed.broadcast(tensor, 0)
         refresh_copies(module.trainer, module)
 
@@ -156,7 +181,8 @@ class Placement:
         return training_forward(module, batch)
 
     def _write(self, module: pl.LightningModule, forward: Forward | None) -> None:
-        if any(tensor.is_meta for _, tensor in named_tensors(module)):
+        self._on_meta = any(tensor.is_meta for _, tensor in named_tensors(module))
+        if self._on_meta:
             note_empty(module)
             return
         try:

@@ -12,6 +12,9 @@ import yaml
 
 from lightning_init.callbacks.arguments import callbacks_of
 from lightning_init.callbacks.logs import run_folder
+from lightning_init.callbacks.placement import Placement
+from lightning_init.callbacks.rescue import rungs
+from lightning_init.health.report import Report
 from lightning_init.strategies.spec import InitSpec
 
 FILE = "rescue.yaml"
@@ -25,25 +28,30 @@ _OF_INIT = frozenset(
 
 def restart(
     trainer: pl.Trainer,
-    left: Sequence[InitSpec],
+    placed: Placement,
+    report: Report,
+    ladder: tuple[InitSpec, ...] | None,
     arguments: Mapping[str, Any],
-    causes: Sequence[str] = (),
 ) -> str:
     """Write the next initialization into the run's folder; all processes call this.
 
     Args:
         trainer: Knows the folder.
-        left: What has not been tried, the next first.
+        placed: What was applied last.
+        report: What was tried before, and the likely causes.
+        ladder: What to try, in order; None for the default.
         arguments: Other arguments of the InitCallback; those that are None are left out.
-        causes: Names of the likely causes, the likeliest first.
 
     Returns:
         What to type: the command of this run with one more `--config`, or a line of Python.
     """
     folder = run_folder(trainer)
+    tried = [placed.strategy, *(InitSpec.from_dict(a.spec) for a in report.attempts if a.spec)]
+    left = () if placed.plan is None else rungs(ladder, tried, placed.plan)
     if not left:
         return "nothing is left on the ladder: the initialization alone is not to blame"
     head = f"to start again with {left[0]}:\n  "
+    causes = report.errors[0].causes if report.errors else ()
     if causes and causes[0] not in _OF_INIT:
         head = f"the likeliest cause is {causes[0]}, which no initialization mends; {head}"
     if folder is None:

@@ -237,7 +237,7 @@ def test_layers_that_a_callback_freezes_are_kept_in_any_order(kind: Any, third: 
         module, start = kind(mlp()), AtStart()
         before = nets.weights(module)
         callbacks = both(quiet("orthogonal"), Freezes(), order)
-        callbacks += [third()] if third else []
+        callbacks[1:1] = [third()] if third else []
         nets.fit(module, *callbacks, start, max_steps=-1, max_epochs=3, limit_train_batches=2)
         starts.append(start.weights)
         assert not nets.hooks(module)
