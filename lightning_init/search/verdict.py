@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lightning_init.search.candidates import Candidate, Run, label, short
 from lightning_init.search.keys import leaf
-from lightning_init.search.lengthen import fall
+from lightning_init.search.lengthen import learned
 from lightning_init.search.space import scheme
 from lightning_init.search.statistics import FEW, Comparison, most_failures
 from lightning_init.search.sweep import rates_text
@@ -263,9 +263,8 @@ def _nothing_learned(result: SearchResult) -> Iterator[str]:
     """Trials that are too short to tell anything apart say nothing of the inits."""
     if result.note:
         yield result.note
-    falls = [fall(trial["curve"]) for trial in result.trials if trial["metric"] is not None]
-    known = [one for one in falls if one is not None]
-    if len(known) > 2 and max(known) == 0:
+    curves = [trial["curve"] for trial in result.trials if trial["metric"] is not None]
+    if learned(curves) is False:
         yield (
             "no trial has learned anything yet: no training loss fell by more than the noise, so "
             "inits cannot be told apart: pass longer --steps"
