@@ -128,8 +128,7 @@ class Placement:
             return
         before, self.missing = self.plan, ""
         plan = self._make_plan(module, forward)
-        if any_sharded(module.parameters()):  # each process saw another batch: one decides
-            plan = replace(plan, entries=module.trainer.strategy.broadcast(plan.entries))
+        plan = _one_for_all(module, plan)
         if plan.calibrate_ is None and before is not None and before.entries == plan.entries:
             return
         self._carry_out(module, plan, forward)
@@ -151,6 +150,7 @@ class Placement:
             raise ValueError("nothing was initialized here")
         first = self._built.first(module, self.plan)
         plan = make_plan(module, spec, forward=forward, scope=self.scope)
+        plan = _one_for_all(module, plan)
         plan = replace(plan, entries=tuple(first.allowed(entry, spec) for entry in plan))
         if not any(entry.written and len(entry.info.shape) > 1 for entry in plan):
             raise ValueError(
@@ -220,6 +220,13 @@ class Placement:
                 raise
             self.missing = f"not calibrated: training_step could not run yet ({error})"
             self.plan = carry_out(module, replace(plan, calibrate_=None), self.seed.value, None)
+
+
+def _one_for_all(module: pl.LightningModule, plan: Plan) -> Plan:
+    """Each process may have seen another batch: of what they hold together, one decides."""
+    if not any_sharded(module.parameters()):
+        return plan
+    return replace(plan, entries=module.trainer.strategy.broadcast(plan.entries))
 
 
 def was_rewritten(model: nn.Module) -> bool:

@@ -17,12 +17,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lightning_init import InitCallback, initialize_, make_plan
+from lightning_init import InitCallback, InitSpec, initialize_, make_plan
 from lightning_init.architecture.sharded import local, whole
 from lightning_init.strategies.apply import fingerprint
 from lightning_init.strategies.needs import UnsuitableError
 from lightning_init.strategies.registry import entries
 from tests.callbacks import nets
+from tests.callbacks.nets import Digits
 from tests.callbacks.together import (
     FSDP1,
     Late,
@@ -36,7 +37,7 @@ from tests.callbacks.together import (
 )
 from tests.zoo import ZOO
 
-WAYS: dict[str, tuple[Callable[[], Any], type[nets.Digits]]] = {
+WAYS: dict[str, tuple[Callable[[], Any], type[Digits]]] = {
     "ddp": (lambda: "ddp", Late),
     "fsdp (FSDP1)": (FSDP1, Late),
     "model parallel (FSDP2)": (fsdp2, Sharded),
@@ -131,14 +132,18 @@ def parts_and_wholes(folder: Path) -> None:
 def fits(folder: Path) -> None:
     """Whole fits, each with and without anybody who watches."""
     rank = torch.distributed.get_rank()
-    told = {}
+    told: dict[str, Any] = {}
+    # Every second sample: together the batches of both are one batch of 64.
+    data = nets.digits()
+    sampler = torch.utils.data.DistributedSampler(data, shuffle=False)
+    loader = torch.utils.data.DataLoader(data, batch_size=32, sampler=sampler)
     for label, (strategy, module) in WAYS.items():
         for name in STRATEGIES:
             watched, quiet, start = module(), module(), Start()
             file = folder / f"{label}-{name}.safetensors"
             callback = InitCallback(name, seed=3, save_init=str(file), verbose=False)
             given = {"devices": 2, "max_steps": 3, "default_root_dir": folder / f"{label}-{name}"}
-            run = nets.fit(watched, callback, start, strategy=strategy(), **given)
+            run = nets.fit(watched, callback, start, strategy=strategy(), loader=loader, **given)
             torch.save(start.weights, folder / f"{label}-{name}-{rank}.pt")
             told[f"{label}-{name}"] = callback.fingerprint
             if name == "auto":
@@ -150,7 +155,7 @@ def fits(folder: Path) -> None:
                 told[label] = [readings, len(report.layers), list(report.blind)]
                 end = full_weights(run)
                 still = InitCallback(name, seed=3, monitor_steps=0, loss_steps=0, verbose=False)
-                run = nets.fit(quiet, still, strategy=strategy(), **given)
+                run = nets.fit(quiet, still, strategy=strategy(), loader=loader, **given)
                 assert nets.same(full_weights(run), end), label
                 assert quiet.seen == watched.seen
     (folder / f"told{rank}.json").write_text(json.dumps(told))
@@ -254,6 +259,30 @@ def resumed(folder: Path) -> None:
         assert callback.report is None
 
 
+class Sick(Sharded):
+    """Vanishes at the start, until it is drawn otherwise."""
+
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        if not hasattr(self, "net"):
+            self.net = nets.sick(12)
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
+def rescued(folder: Path) -> None:
+    """Parts are put back as they were built, and drawn anew."""
+    start = Start()
+    callback = InitCallback(
+        InitSpec("normal", {"std": 0.001}), seed=3, on_unhealthy="rescue", ladder=["orthogonal"]
+    )
+    given = {"devices": 2, "max_steps": 2, "default_root_dir": folder, "strategy": fsdp2()}
+    nets.fit(Sick(), callback, start, **given)
+    assert callback.report is not None
+    assert str(callback.report.attempts[-1]) == "orthogonal: healthy (kept)"
+    torch.save(start.weights, folder / "start.pt")
+
+
 def refused(folder: Path) -> None:
     """What parts do not allow is said before anything has been changed."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -289,7 +318,10 @@ def refused(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.case(21, 23)
 def test_sharded_models_resume_wait_and_refuse(tmp_path: Path, ran: Any) -> None:
-    together(tmp_path, streams, resumed, refused)
+    together(tmp_path, streams, resumed, rescued, refused)
+    start = nets.AtStart()
+    nets.fit(Digits(nets.sick(12)), InitCallback("orthogonal", seed=3), start, max_steps=1)
+    assert nets.same(torch.load(tmp_path / "rescued/start.pt"), start.weights)
     start = nets.AtStart()
     stream = torch.utils.data.DataLoader(Split(), 32)
     nets.fit(Late(), InitCallback("prior_head", seed=3), start, loader=stream, max_steps=2)
