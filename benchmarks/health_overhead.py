@@ -15,6 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import lightning.pytorch as pl
@@ -121,16 +122,16 @@ def resnet() -> nn.Module:
 
 
 class Transformer(nn.Module):
-    """Four causal layers, 256 wide."""
+    """Causal layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int = 4, width: int = 256, length: int = 128) -> None:
         super().__init__()
-        self.table, self.positions = nn.Embedding(512, 256), nn.Embedding(128, 256)
+        self.table, self.positions = nn.Embedding(512, width), nn.Embedding(length, width)
         layer = nn.TransformerEncoderLayer(
-            256, 4, 1024, 0.0, "gelu", batch_first=True, norm_first=True
+            width, width // 64, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
         )
-        self.body = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
-        self.head = nn.Linear(256, 512)
+        self.body = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head = nn.Linear(width, 512)
 
     def forward(self, x: Tensor) -> Tensor:
         length = x.shape[1]
@@ -145,8 +146,8 @@ def _noise(shape: tuple[int, ...], classes: int) -> Batch:
     return x, torch.randint(classes, shape[:1], generator=generator)
 
 
-def _tokens() -> Batch:
-    x = torch.randint(512, (16, 129), generator=torch.Generator().manual_seed(0))
+def _tokens(length: int = 128) -> Batch:
+    x = torch.randint(512, (16, length + 1), generator=torch.Generator().manual_seed(0))
     return x[:, :-1], x[:, 1:]
 
 
@@ -158,8 +159,15 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Batch]]] = {
         _tokens,
     ),
 }
+LARGE = {  # on a GPU only
+    "transformer, 12 layers of 768, 16 x 1024 tokens": (
+        lambda: WithLoss(Transformer(12, 768, 1024)),
+        lambda: _tokens(1024),
+    ),
+}
 
 
+@cache
 def variants() -> dict[str, Callable[[], list[Callback]]]:
     found: dict[str, Callable[[], list[Callback]]] = {
         "bare": list,
@@ -177,7 +185,7 @@ def variants() -> dict[str, Callable[[], list[Callback]]]:
 
 def step_times(name: str, variant: str, device: str) -> list[float]:
     """Seconds of each step of one fit."""
-    build, data = MODELS[name]
+    build, data = {**MODELS, **LARGE}[name]
     batch = data()
     run = Run(
         name,
@@ -239,7 +247,7 @@ def report(device: str, rounds: int, only: str = "") -> str:
     lines = [f"On {place}, torch {torch.__version__}, medians of {rounds} fits.", ""]
     lines += ["| model | callback | first 100 steps | watched steps | after | ms a step |"]
     lines += ["|---|---|---|---|---|---|"]
-    for name in MODELS:
+    for name in MODELS if device == "cpu" else {**MODELS, **LARGE}:
         if only not in name:
             continue
         found = measure(name, device, rounds)
