@@ -146,8 +146,8 @@ def _noise(shape: tuple[int, ...], classes: int) -> Batch:
     return x, torch.randint(classes, shape[:1], generator=generator)
 
 
-def _tokens(length: int = 128) -> Batch:
-    x = torch.randint(512, (16, length + 1), generator=torch.Generator().manual_seed(0))
+def _tokens(length: int = 128, samples: int = 16) -> Batch:
+    x = torch.randint(512, (samples, length + 1), generator=torch.Generator().manual_seed(0))
     return x[:, :-1], x[:, 1:]
 
 
@@ -160,9 +160,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Batch]]] = {
     ),
 }
 LARGE = {  # on a GPU only
-    "transformer, 12 layers of 768, 16 x 1024 tokens": (
-        lambda: WithLoss(Transformer(12, 768, 1024)),
-        lambda: _tokens(1024),
+    "transformer, 12 layers of 768, 8 x 512 tokens": (
+        lambda: WithLoss(Transformer(12, 768, 512)),
+        lambda: _tokens(512, 8),
     ),
 }
 
