@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 
 from examples.digits import Digits, DigitsMLP
 from lightning_init import InitTuner
-from lightning_init.search.tuner import TunedResult
+from lightning_init.search.tuned import TunedResult
 
 
 def main() -> tuple[pl.Trainer, TunedResult]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.params import ParamInfo, Role
+from lightning_init.architecture.sharded import kind_of
 
 # `lora` must be a word of its own: `flora_a` and `explora_b` are other people's layers.
 _NAMED = re.compile(
@@ -124,7 +125,7 @@ def _declared(module: nn.Module) -> Iterator[nn.Parameter]:
         yield from _parameters(_attribute(module, name))
     if isinstance(getattr(module, "peft_config", None), dict):  # prompts are no layers
         yield from _parameters(getattr(module, "prompt_encoder", None))
-    if type(module).__module__.startswith(
+    if kind_of(module).__module__.startswith(
         "peft.tuners"
     ):  # what its own classes hold (LLaMA-Adapter)
         yield from module.parameters(recurse=False)
@@ -171,7 +172,7 @@ def _pairs(module: nn.Module) -> Iterator[tuple[_Half, _Half]]:
 
 
 def _halves(module: nn.Module) -> Iterator[tuple[tuple[object, ...], Role, bool, object]]:
-    plain = _CLASS.search(type(module).__name__) is not None
+    plain = _CLASS.search(kind_of(module).__name__) is not None
     for name, held in (*module._parameters.items(), *module._modules.items()):
         if held is None:
             continue

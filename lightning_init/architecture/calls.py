@@ -72,6 +72,19 @@ class Call(NamedTuple):
         pairs = zip(self.given, self.before, strict=True)
         return next((known for given, known in pairs if given is tensor), None)
 
+    def lasting(self) -> Call:
+        """The same with copies of its weights: FSDP2 frees what it has gathered."""
+        pairs = zip(self.given, self.before, strict=True)
+        own = {id(t): t.detach().clone() for t, known in pairs if isinstance(known, Weight)}
+
+        def swap(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):
+                return type(value)(map(swap, value))
+            return own.get(id(value), value)
+
+        kwargs = {key: swap(value) for key, value in self.kwargs.items()}
+        return self._replace(args=swap(self.args), kwargs=kwargs, given=swap(self.given))
+
 
 @dataclass(slots=True)
 class Op:

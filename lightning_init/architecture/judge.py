@@ -18,6 +18,7 @@ from lightning_init.architecture.names import named_states, named_tensors
 from lightning_init.architecture.params import ParamInfo, Provenance, Role
 from lightning_init.architecture.plain import plain
 from lightning_init.architecture.provenance import known_record, missing_from_checkpoint
+from lightning_init.architecture.sharded import is_sharded, whole
 from lightning_init.architecture.statistics import (
     has_drifted,
     has_structure,
@@ -137,7 +138,9 @@ class _Court:
         It is lazy, behind a computed weight, or memory that nobody has written yet.
         """
         tensor = self.tensors[info.names]
-        empty = info.name in self.record.empty and not tensor.is_meta and tensor._version == 0
+        empty = info.name in self.record.empty and not tensor.is_meta
+        # What a strategy that shards gave memory to, it filled itself: a checkpoint comes later.
+        empty = empty and (tensor._version == 0 or is_sharded(tensor))
         return "companion" in info.flags or is_lazy(tensor) or empty
 
     def _ours(self, info: ParamInfo) -> bool:
@@ -159,7 +162,7 @@ class _Court:
     def _constant(self, info: ParamInfo) -> bool:
         tensor = self.values[info.names]
         if info.numel == 1:  # a number of its own: 0 and 1 are what constructors write
-            return readable(tensor) and float(tensor.detach()) in (0.0, 1.0)
+            return readable(tensor) and float(whole(tensor)) in (0.0, 1.0)
         return len(info.shape) < 2 and is_constant(tensor)
 
     def _shows(self, info: ParamInfo, fact: Described | None) -> bool:
@@ -196,8 +199,7 @@ class _Court:
         if any(self.constant[i.names] or self.built[i.names] for i in told):
             return False  # some draw the scale of a norm; who trains it moves the shift as well
         if any(
-            float(self.values[i.names].detach().float().norm()) < _STILL * i.numel**0.5
-            for i in told
+            float(whole(self.values[i.names]).float().norm()) < _STILL * i.numel**0.5 for i in told
         ):
             return False
         weights = [i for i in group if len(i.shape) > 1]

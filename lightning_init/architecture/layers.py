@@ -15,6 +15,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lightning_init.architecture.params import Role
+from lightning_init.architecture.sharded import kind_of
 
 # What `strategies.structure.add_branch_scales_` adds to modules, by name.
 BRANCH_SCALE, BRANCH_BIAS_IN, BRANCH_BIAS_OUT = "branch_scale", "branch_bias_in", "branch_bias_out"
@@ -137,7 +138,7 @@ def describe(module: nn.Module) -> dict[str, Described]:
                 "weight": Described(Role.NORM_SCALE, default=Default("constant", 1.0)),
                 "bias": Described(Role.NORM_SHIFT, default=Default("constant", 0.0)),
             }
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+    if kind_of(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         # GPT-2's layer in transformers: a linear map stored (in, out), no subclass of nn.Linear.
         # Its N(0, 0.02^2) is the recipe of a model, not a default that nobody chose.
         rows, columns = module.get_parameter("weight").shape
@@ -168,9 +169,9 @@ def describe_model(model: nn.Module) -> dict[int, tuple[Described, str]]:
             parameter = _held(owner._parameters, leaf) if owner else None
             if parameter is None:
                 continue
-            known, kind = found.get(id(parameter), (fact, type(module).__name__))
+            known, kind = found.get(id(parameter), (fact, kind_of(module).__name__))
             if fact.role is Role.EMBEDDING:
-                known, kind, fact = fact, type(module).__name__, known
+                known, kind, fact = fact, kind_of(module).__name__, known
             if fact is not known:
                 known = replace(known, tied_default=fact.default)
             found[id(parameter)] = (known, kind)
@@ -178,7 +179,7 @@ def describe_model(model: nn.Module) -> dict[int, tuple[Described, str]]:
             parameter = _held(module._parameters, name)
             if parameter is not None:
                 role = Role.BRANCH_SCALE if name == BRANCH_SCALE else Role.BIAS
-                found[id(parameter)] = (Described(role), type(module).__name__)
+                found[id(parameter)] = (Described(role), kind_of(module).__name__)
     return found
 
 
@@ -196,7 +197,7 @@ def module_traits(model: nn.Module) -> frozenset[str]:
     """
     found = set()
     for module in model.modules():
-        kind = type(module).__name__
+        kind = kind_of(module).__name__
         found |= {name} if (name := activation_name(module)) else set()
         found |= {"attention"} if "Attention" in kind or "Transformer" in kind else set()
         found |= {"convolution"} if isinstance(module, nn.modules.conv._ConvNd) else set()
@@ -215,7 +216,7 @@ def is_norm(module: nn.Module) -> bool:
         >>> is_norm(nn.GroupNorm(2, 4)), is_norm(nn.Linear(4, 4))
         (True, False)
     """
-    kind = type(module).__name__
+    kind = kind_of(module).__name__
     # Norms that libraries write themselves (LlamaRMSNorm, LayerNorm2d, ...) are called so.
     named = kind.endswith("Norm") and not kind.startswith("_")  # torch's own _WeightNorm
     known = any(fact.role is Role.NORM_SCALE for fact in describe(module).values())

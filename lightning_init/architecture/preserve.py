@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_init.architecture.sharded import rest
 from lightning_init.architecture.state import Undo, keep_state, keep_tensor
 
 _DATA = 2**24  # elements; a plain tensor attribute above that is a data set, not state
@@ -52,6 +53,7 @@ def preserved(model: nn.Module, writes: Collection[Tensor] = ()) -> Iterator[Non
     try:
         yield
     finally:
+        rest(model)
         with torch.no_grad():
             for restore in undo:
                 restore()

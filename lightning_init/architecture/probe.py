@@ -8,7 +8,7 @@ transfer. Outside of that nothing of it is on the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ from lightning_init.architecture.readings import (
     LossReading,
     StepReading,
 )
+from lightning_init.architecture.sharded import hush
 from lightning_init.architecture.signals import euclidean, norms
 from lightning_init.architecture.stage import Stage
 from lightning_init.architecture.weighing import PlannedEntry, Scale, portion
@@ -55,6 +56,7 @@ class Probe:
         self.error: Exception | None = None
         self._plan = plan
         self._listener: Listener | None = None
+        self._unhush: Callable[[], object] = bool
         self._heard = Step()
         self._grads: dict[int, int] = {}
         self._twins: dict[int, int] = {}
@@ -90,12 +92,14 @@ class Probe:
             self._listener = Listener(self.stage, full=full, sample=sample, follow=follow)
             self._heard = self._listener.step
             self.samples = self._heard.samples
+            self._unhush = hush(self.model)
             self._listener.listen()
 
     def stop(self) -> None:
         """Take every hook off the model; again does no harm."""
         if self._listener is not None:
             self._listener.rest()
+            self._unhush()
             self._listener = None
 
     def before_update(self, parameters: Iterable[Tensor]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.names import named_tensors
+from lightning_init.architecture.sharded import is_sharded, whole
 
 _RECORD = "_lightning_init"  # a plain attribute of the root module: never in its state_dict
 _PICKED = 4096
@@ -63,7 +64,7 @@ def checksums(tensor: Tensor) -> frozenset[str]:
 
 
 def _picked(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().flatten()
+    flat = whole(tensor).flatten()
     picked = flat[:: max(1, flat.numel() // _PICKED)].cpu()
     return torch.view_as_real(picked) if picked.is_complex() else picked
 
@@ -146,9 +147,9 @@ def flags_of(names: tuple[str, ...], parameter: nn.Parameter) -> frozenset[str]:
         "adapter": any(part.lower().startswith("lora_") for part in parts),
         "lazy": is_lazy(parameter),
         "meta": parameter.is_meta and not is_lazy(parameter),
-        "sharded": hasattr(parameter, "device_mesh"),
+        "sharded": is_sharded(parameter),
         "complex": parameter.is_complex(),
-        "quantized": not dense or not (plain or hasattr(parameter, "device_mesh")),
+        "quantized": not dense or not (plain or is_sharded(parameter)),
         "parametrized": "parametrizations" in parts or derived,
     }
     if found["lazy"]:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_init.architecture.sharded import is_sharded, norm_of
+
 LEAST = 16  # rows; a monitored step reads the first 1/16 of the batch, at least that many
 _ENOUGH = 2**15  # values that a monitored step reads of an output, if there are rows enough
 _UNIT_ROWS = 256  # samples that a statement about single units rests on, in an audit
@@ -80,11 +82,12 @@ def wide(value: Tensor) -> torch.dtype:
 
 
 def euclidean(value: Tensor) -> Tensor:
-    """Euclidean norm as float32, of sparse tensors, too."""
-    dense = value.coalesce().values() if value.is_sparse else value
-    exact = dense.dtype in (torch.float64, torch.complex128)
-    found: Tensor = torch.linalg.vector_norm(dense.detach(), dtype=None if exact else torch.float32)
-    return found.float()
+    """Euclidean norm as float32, of sparse and of complex tensors, too."""
+    if is_sharded(value):
+        return norm_of(value)
+    dense = (value.coalesce().values() if value.is_sparse else value).detach()
+    dense = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+    return norm(dense).float()
 
 
 def norms(values: Sequence[Tensor]) -> list[Tensor]:
@@ -97,7 +100,7 @@ def norms(values: Sequence[Tensor]) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for place, value in enumerate(values):
-        if value.layout is torch.strided and value.is_floating_point():
+        if value.layout is torch.strided and value.is_floating_point() and not is_sharded(value):
             kinds.setdefault((value.device, value.dtype), []).append(place)
         else:
             found[place] = euclidean(value)

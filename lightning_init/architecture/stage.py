@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from lightning_init.architecture.layers import describe, module_traits
 from lightning_init.architecture.names import canonical, unwrap
 from lightning_init.architecture.params import Role
+from lightning_init.architecture.sharded import in_use, kind_of
 from lightning_init.architecture.trails import CONSTANT, Trail
 from lightning_init.architecture.watched import norm_layers, repeated_blocks, watched
 
@@ -37,7 +38,7 @@ class Place:
     @property
     def kind(self) -> str:
         """The module's class."""
-        return type(self.module).__name__
+        return kind_of(self.module).__name__
 
 
 class Stage:
@@ -77,6 +78,9 @@ class Stage:
             for parameter in module._parameters.values():
                 if parameter is not None:
                     self.owners.setdefault(id(parameter), own)
+        for key, parameter in in_use(model).items():
+            if id(parameter) in self.owners:
+                self.owners[key] = self.owners[id(parameter)]
         self.norms = [(canonical(name), norm) for name, norm in norm_layers(model).items()]
         norms = {id(norm) for _, norm in self.norms}
         inside = {id(part) for _, norm in self.norms for part in norm.modules()} - norms
@@ -112,5 +116,5 @@ def _multiplies(module: nn.Module) -> bool:
 
 def _runs_calls(module: nn.Module) -> bool:
     """Whether a module may run modules, or calls of PyTorch that are no other module's."""
-    ours = type(module).__module__.startswith("torch.nn.")
+    ours = kind_of(module).__module__.startswith("torch.nn.")
     return not ours or (any(True for _ in module.children()))

@@ -18,10 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_init.architecture.sharded import is_flat, is_sharded, local
+
 Undo = Callable[[], None]
 
 _MANY = 4000  # values that are looked at; what is reachable beyond is data
 _LONG = 256  # elements of one container that are looked into
+_STEPPING = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
 _FRAMEWORKS = {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics"}
 
 
@@ -100,8 +103,10 @@ def keep_tensor(value: Tensor) -> Undo | None:
     """How to put a tensor's values back; None for one that takes part in a graph."""
     if is_lazy(value):
         return _keep_lazy(value)
-    if value.is_meta or (value.requires_grad and not value.is_leaf):
+    if value.is_meta or is_flat(value) or (value.requires_grad and not value.is_leaf):
         return None
+    if is_sharded(value):
+        return keep_tensor(local(value))
     copy = value.detach().clone()
 
     def restore() -> None:
@@ -138,6 +143,7 @@ def _keep_lazy(value: Tensor) -> Undo:
 def _keep_object(value: Any) -> tuple[Undo | None, Iterable[object]]:
     attributes = getattr(value, "__dict__", None)
     framework = type(value).__module__.partition(".")[0] in _FRAMEWORKS
+    framework = framework and not isinstance(value, _STEPPING)
     if not isinstance(attributes, dict) or framework:
         inner = vars(value).values() if isinstance(value, torch.utils.data.Dataset) else ()
         return None, inner

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.layers import Default
+from lightning_init.architecture.sharded import whole
 
 _FEW = 16  # elements below which a tensor's spread says nothing
 _ITERATIONS = 30  # of the power method; a full decomposition takes a hundred times longer
@@ -42,7 +43,7 @@ def looks_default(tensor: Tensor, default: Default | None, padding_idx: int | No
     """
     if default is None or not readable(tensor):
         return default is not None
-    values = tensor.detach()
+    values = whole(tensor)
     if default.kind == "constant":
         return bool((values == default.value).all())
     if padding_idx is not None and tensor.ndim == 2 and tensor.shape[0] > 1:
@@ -105,7 +106,7 @@ def is_constant(tensor: Tensor) -> bool:
     """
     if not readable(tensor) or tensor.numel() == 0:
         return False
-    flat, n = tensor.detach().flatten(), tensor.numel()
+    flat, n = whole(tensor).flatten(), tensor.numel()
     counts = [1] + [count for count in (3, 4) if n % count == 0 and n > count]
     gates = (flat.view(count, -1) for count in counts)
     return any(bool((gate == gate[:, :1]).all()) for gate in gates)
@@ -128,7 +129,7 @@ def is_pattern(tensor: Tensor) -> bool:
     sample = part(tensor)
     if bool((sample == sample[:1]).all()) or bool((sample == sample[:, :1]).all()):
         return True
-    matrix = tensor.detach()[:_PART].flatten(1).float().cpu()
+    matrix = whole(tensor)[:_PART].flatten(1).float().cpu()
     size = matrix.abs()
     if bool(((size == 0) | (size == size.max())).all()):
         return int((size != 0).sum(1).max()) == 1 or _orthogonal(matrix)
@@ -236,8 +237,9 @@ def part(tensor: Tensor) -> Tensor:
         >>> part(torch.zeros(600, 4, 3, 3)).shape, part(torch.zeros(8, 64, 32)).shape
         (torch.Size([512, 36]), torch.Size([512, 32]))
     """
-    matrix = tensor.detach().flatten(1)
-    if tensor.ndim > 2 and min(stacked := tensor.detach().flatten(0, 1).flatten(1).shape) > min(
+    values = whole(tensor)
+    matrix = values.flatten(1)
+    if tensor.ndim > 2 and min(stacked := values.flatten(0, 1).flatten(1).shape) > min(
         matrix.shape
     ):
         matrix = matrix.reshape(stacked)
@@ -282,7 +284,7 @@ def _sparse(tensor: Tensor) -> bool:
     """Whether all columns have the same number of zeros, as `torch.nn.init.sparse_` leaves."""
     if tensor.ndim != 2:
         return False
-    zero = tensor.detach()[:, :_PART] == 0
+    zero = whole(tensor)[:, :_PART] == 0
     zeros = zero[~zero.all(1)].sum(0)  # a padding row is zero in every column, too
     return len(zeros) > 1 and bool((zeros == zeros[0]).all()) and int(zeros[0]) > 0
 

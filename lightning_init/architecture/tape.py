@@ -9,7 +9,7 @@ it is known which rows of a fused matrix become the query.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +40,11 @@ from lightning_init.architecture.values import derived, observe
 class Tape(TorchFunctionMode):
     """Records the calls of one forward pass, by identity of the tensors that flow.
 
+    Args:
+        parameters: Of the model.
+        constants: Tensors of the model that are no parameters.
+        in_use: `id` of what is seen in place of a parameter -> that parameter.
+
     Attributes:
         ops: The calls in execution order.
         guard: What puts parameters back that the pass writes to.
@@ -47,7 +52,12 @@ class Tape(TorchFunctionMode):
         failed: The last call that raised an error, and the error.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], constants: Iterable[Tensor] = ()) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        constants: Iterable[Tensor] = (),
+        in_use: Mapping[int, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         parameters = list(parameters)
         self.guard = Guard(parameters)
@@ -59,12 +69,15 @@ class Tape(TorchFunctionMode):
         self._constants = {id(tensor) for tensor in constants}
         self._alive: list[Tensor] = []  # an id is only unique while its tensor lives
         self._rows = 0
+        self._frees = bool(in_use)
         self._starts: list[int] = []
         for parameter in parameters:
             if is_lazy(parameter):
                 continue
             shape = tuple(parameter.shape)
             self._known[id(parameter)] = Weight((id(parameter),), shape, raw=True)
+        for key, parameter in (in_use or {}).items():
+            self._known[key] = self._known[id(parameter)]
 
     def __torch_function__(
         self,
@@ -108,7 +121,7 @@ class Tape(TorchFunctionMode):
             )
             sources = [self._source(given) for _ in call.results]
             if name in COMPARISONS:
-                self.ops[sources[0].op].seen["call"] = call
+                self.ops[sources[0].op].seen["call"] = call.lasting() if self._frees else call
             return sources
         if (weights := derived(name, call)) is not None:
             return weights
@@ -132,7 +145,7 @@ class Tape(TorchFunctionMode):
         )
         observe(self.ops, op, call)
         if name in POINTWISE:
-            op.seen["call"] = call
+            op.seen["call"] = call.lasting() if self._frees else call
         rows = rows_of(op, call, self._starts)
         if "rows" in op.seen:
             self._starts.append(self._rows)

@@ -17,6 +17,7 @@ from torch.nn.modules.module import (
 
 from lightning_init.architecture.calls import Op
 from lightning_init.architecture.preserve import preserved
+from lightning_init.architecture.sharded import hush, in_use
 from lightning_init.architecture.tape import Tape
 
 
@@ -70,7 +71,7 @@ def trace(
             "a TorchScript module does not show its calls: analyze the model before it is "
             "scripted, or leave `forward` out"
         )
-    tape = Tape(model.parameters(), _constants(model))
+    tape = Tape(model.parameters(), _constants(model), in_use(model))
     names = {id(module): name for name, module in model.named_modules()}
     within: list[nn.Module] = []
     starts: list[int] = []
@@ -95,8 +96,10 @@ def trace(
     torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer hides its parts
     try:
         guard = tape.guard
-        with preserved(model, guard.parameters), guard.watching(), eager(), tape:
-            forward()
+        with preserved(model, guard.parameters), guard.watching(), eager():
+            hush(model)
+            with tape:
+                forward()
     except Exception as error:
         at = ""
         if within:

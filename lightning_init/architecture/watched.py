@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from lightning_init.architecture.layers import describe, is_norm, module_traits
 from lightning_init.architecture.names import canonical
 from lightning_init.architecture.params import Role
+from lightning_init.architecture.sharded import kind_of
 
 
 def watched(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
@@ -45,12 +46,12 @@ def watched(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
         chosen, label = set(), ""  # query, key and value do not follow each other
     elif blocks:
         chosen = {id(module) for module in blocks}
-        label = type(blocks[0]).__name__
+        label = kind_of(blocks[0]).__name__
     else:
-        counts = Counter(type(module).__name__ for _, module in layers)
+        counts = Counter(kind_of(module).__name__ for _, module in layers)
         label = counts.most_common(1)[0][0] if counts else ""
         # The last layer is the output, which has a scale of its own.
-        chain = [module for _, module in layers[:-1] if type(module).__name__ == label]
+        chain = [module for _, module in layers[:-1] if kind_of(module).__name__ == label]
         chosen = {id(module) for module in chain}
     wanted = {id(module) for _, module in layers} | {id(module) for module in blocks}
     return [
@@ -92,7 +93,7 @@ def norm_layers(model: nn.Module, patterns: Iterable[str] = ()) -> dict[str, nn.
             name: module
             for name, module in model.named_modules()
             if fnmatchcase(name, key)
-            and not type(module).__module__.startswith("torch.nn.")
+            and not kind_of(module).__module__.startswith("torch.nn.")
             and not any(True for _ in module.children())
             and not owns_weights(module)
         }
@@ -105,11 +106,11 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     for container in model.modules():
         if not isinstance(container, (nn.ModuleList, nn.Sequential)):
             continue
-        kinds = Counter(type(child) for child in container)
+        kinds = Counter(kind_of(child) for child in container)
         for child in container:
             composite = any(owns_weights(m) for m in child.modules() if m is not child)
-            if kinds[type(child)] >= 2 and composite and not owns_weights(child):
-                candidates.setdefault(type(child), []).append(child)
+            if kinds[kind_of(child)] >= 2 and composite and not owns_weights(child):
+                candidates.setdefault(kind_of(child), []).append(child)
     sized = {
         kind: sum(p.numel() for block in blocks for p in block.parameters())
         for kind, blocks in candidates.items()

@@ -17,6 +17,7 @@ from lightning_init.architecture.names import named_tensors, named_weights, unwr
 from lightning_init.architecture.parametrized import Derived
 from lightning_init.architecture.params import ParamInfo, Role
 from lightning_init.architecture.readings import WeightReading
+from lightning_init.architecture.sharded import any_sharded, is_flat, whole
 from lightning_init.architecture.signals import means, norms
 from lightning_init.architecture.twins import twins
 
@@ -66,7 +67,7 @@ class Weighed:
     def pieces(self) -> list[Tensor]:
         """Its values without the padding row, as views."""
         value = self.parameter if self.computed is None else self.computed.value()
-        value = value.detach()
+        value = whole(value)
         padding = self.info.padding_idx
         if padding is None or value.ndim < 1 or value.shape[0] < 2:
             return [value]
@@ -104,7 +105,7 @@ class Scale:
                 computed[names][0] if names in computed else None,
             )
             for names, parameter in tensors
-            if not is_lazy(parameter)
+            if not (is_lazy(parameter) or is_flat(parameter))
             and not parameter.is_meta
             and parameter.is_floating_point()
             and parameter.numel()
@@ -113,14 +114,22 @@ class Scale:
 
     def weigh(self, ledger: Ledger, full: bool) -> list[list[tuple[int, ...]]]:
         """For each tensor and piece of it the places of mean, norm and, if full, extremes."""
-        pieces = [tensor.pieces() for tensor in self.tensors]
+        if any_sharded(tensor.parameter for tensor in self.tensors):  # one at a time is whole
+            groups = [[tensor] for tensor in self.tensors]
+            return [places for group in groups for places in self._weigh(group, ledger, full)]
+        return self._weigh(self.tensors, ledger, full)
+
+    def _weigh(
+        self, tensors: Sequence[Weighed], ledger: Ledger, full: bool
+    ) -> list[list[tuple[int, ...]]]:
+        pieces = [tensor.pieces() for tensor in tensors]
         parts = [[each if full else portion(each, _PART) for each in some] for some in pieces]
         flat = [part for some in parts for part in some]
         sizes, middles = iter(norms(flat)), iter(means(flat))
         found = []
-        for whole, read in zip(pieces, parts, strict=True):
+        for all_of, read in zip(pieces, parts, strict=True):
             places: list[tuple[int, ...]] = []
-            for piece, part in zip(whole, read, strict=True):
+            for piece, part in zip(all_of, read, strict=True):
                 numbers = [next(middles), next(sizes)]
                 numbers += list(torch.aminmax(piece)) if full else []
                 places.append((piece.numel(), part.numel(), *map(ledger.note, numbers)))
@@ -190,7 +199,7 @@ class Scale:
             key = id(tensor.parameter)
             if tensor.info.role in _UNITS and key in grads and tensor.parameter.ndim > 1:
                 units = 1 if tensor.info.layer == "Conv1D" else tensor.info.axis
-                place = twins(ledger, tensor.parameter.detach(), grads[key].detach(), units)
+                place = twins(ledger, whole(tensor.parameter), whole(grads[key]), units)
                 if place is not None:
                     found[key] = place
         return found
@@ -206,7 +215,7 @@ def portion(parameter: Tensor, most: int = _SLICE) -> Tensor:
         >>> portion(torch.zeros(512, 512)).shape
         torch.Size([8, 512])
     """
-    value = parameter.detach()
+    value = whole(parameter)
     if value.numel() <= most:
         return value
     if value.ndim < 2:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_init.architecture.preserve import preserved
+from lightning_init.architecture.sharded import is_flat
 from lightning_init.architecture.state import keep_state
 
 _BATCH = 64  # rows of a batch taken before training, at most
@@ -48,13 +49,19 @@ def training_forward(module: pl.LightningModule, batch: Any) -> Callable[[], Ten
         own = _copied(batch)
         arguments = [own, 0] if _takes_index(module.training_step) else [own]
         with _silenced(module, losses), _precision(module):
-            out = module.training_step(*arguments)
+            out = _step(module)(*arguments)
         if losses:
             return torch.stack([loss.sum() for loss in losses]).sum()
         found = out.get("loss") if isinstance(out, Mapping) else out
         return found if isinstance(found, Tensor) else None
 
     return forward
+
+
+def _step(module: pl.LightningModule) -> Callable[..., Any]:
+    if any(map(is_flat, module.parameters())):  # FSDP1 gathers weights when it is called itself
+        return module.trainer.strategy.training_step
+    return module.training_step
 
 
 def _copied(batch: Any) -> Any:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_init.architecture.provenance import record_of
 from lightning_init.callbacks.actions import OnUnhealthy, check_action
-from lightning_init.callbacks.arguments import callbacks_of, changed, check_count, spec_of
+from lightning_init.callbacks.arguments import changed, check_count, spec_of
 from lightning_init.callbacks.forward import training_forward
 from lightning_init.callbacks.later import take_off
 from lightning_init.callbacks.monitor import HealthMonitor
@@ -22,7 +22,7 @@ from lightning_init.callbacks.placement import Placement, was_rewritten
 from lightning_init.callbacks.rescue import Rescue, check_ladder, rungs
 from lightning_init.callbacks.restart import restart
 from lightning_init.callbacks.sealed import Origin, table
-from lightning_init.callbacks.several import left_over
+from lightning_init.callbacks.several import inits_of, left_over
 from lightning_init.health.attempts import Attempt
 from lightning_init.health.registry import Profile, Rules
 from lightning_init.health.report import Report
@@ -94,7 +94,7 @@ class InitCallback(Callback):
         self.seed = seed if self.spec is None else self.spec.seed
         resolve(self.strategy)
         check_scope(scope)
-        self.scope = scope
+        self.scope: str | list[str] = scope
         self.save_init = None if save_init is None else Path(save_init)
         if self.save_init is not None and self.save_init.suffix != ".safetensors":
             raise ValueError(f"save_init must name a .safetensors file, but got {save_init!r}")
@@ -109,6 +109,7 @@ class InitCallback(Callback):
         if rescues:
             self.monitor.on_unhealthy = "rescue"
             self.monitor.rescue, self.monitor.restart = self._rescue, self._restart
+        self.told_by = ""  # an environment variable, where the user has not listed this callback
         self._placement: Placement | None = None  # None where there is nothing to do
         self.yields = False  # to another InitCallback, which means all that this one does
         self.origin = Origin(self.name, scope, self.save_init)
@@ -156,15 +157,14 @@ class InitCallback(Callback):
         self._placement = None
         self.origin.forget()
         self.yields = False
-        inits = [each for each in callbacks_of(trainer) if isinstance(each, InitCallback)]
+        inits = inits_of(trainer)
         if self in inits[:1] or self not in inits:
             take_off(pl_module)
         if record_of(pl_module).trained:
             self._say("the model has been trained here before: its weights are left alone")
             return
         later = inits[inits.index(self) + 1 :] if self in inits else ()
-        scopes = [(each.name, each.scope) for each in later]
-        strategy, said = left_over(self.strategy, self.scope, self.name, scopes)
+        strategy, said = left_over(self, later)
         for text in said:
             self._say(text)
         if strategy is None:
@@ -180,7 +180,7 @@ class InitCallback(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Initialize what was on the meta device at `setup`."""
         if self._placement is not None:
-            self._placement.catch_up(pl_module)
+            self._placement.catch_up(trainer, pl_module)
         self.monitor.on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.overrides import is_overridden
 from torch import nn
 
 from lightning_init.callbacks.arguments import callbacks_of
@@ -20,8 +20,11 @@ from lightning_init.callbacks.arguments import callbacks_of
 
 def builds_later(module: pl.LightningModule) -> str | None:
     """The hook of the module that runs after `Callback.setup` and may build layers."""
+    # That of `pytorch_lightning` is another class of the same name.
+    parents = (kind for kind in type(module).__mro__ if kind.__name__ == "LightningModule")
+    parent = next(parents, pl.LightningModule)
     for name in ("configure_model", "setup"):
-        if is_overridden(name, module):
+        if is_overridden(name, module, parent):
             return name
     return None
 

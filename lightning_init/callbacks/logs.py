@@ -10,8 +10,8 @@ from typing import Any
 import lightning.pytorch as pl
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn.parameter import is_lazy
 
+from lightning_init.architecture.gathered import gathered
 from lightning_init.architecture.names import named_tensors, named_weights
 
 
@@ -36,20 +36,26 @@ def write_json(trainer: pl.Trainer, name: str, data: Mapping[str, Any]) -> None:
         (folder / name).write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
-def save_weights(model: nn.Module, path: Path, facts: dict[str, str]) -> None:
+def save_weights(model: nn.Module, path: Path, facts: dict[str, str], writes: bool = True) -> None:
     """Write a model's parameters, each tied one once, as a safetensors file.
+
+    All processes call this: sharded tensors are gathered, one after the other.
 
     Args:
         model: The model.
         path: The file; its folder is made.
         facts: Kept in the file's header.
+        writes: Whether this process writes.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A computed weight is kept as what it is computed from, by the names of the state_dict.
     computed = named_weights(model)
-    values = {
-        names[-1 if names in computed else 0]: tensor.detach().cpu().contiguous().clone()
-        for names, tensor in named_tensors(model)
-        if not is_lazy(tensor)
-    }
+    originals = dict(named_tensors(model))
+    values = {}
+    for names, value in gathered(model):
+        own = originals[names].detach() if names in computed else value
+        if writes:
+            values[names[-1 if names in computed else 0]] = own.cpu().contiguous().clone()
+    if not writes:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file(values, path, metadata=facts)

@@ -16,6 +16,7 @@ from torch import nn
 
 from lightning_init.architecture.names import named_states, named_tensors, unwrap
 from lightning_init.architecture.provenance import note_empty, record_of
+from lightning_init.architecture.sharded import any_sharded, is_flat, is_sharded
 from lightning_init.callbacks.built import Built
 from lightning_init.callbacks.forward import NoBatchError, first_batch, training_forward
 from lightning_init.callbacks.later import (
@@ -59,6 +60,7 @@ class Placement:
         self._built: Built | None = Built() if remembers else None
         self.plan: Plan | None = None
         self.missing = ""
+        self._on_meta = False
         self._waits = False  # for the first batch, which tells lazy layers their shapes
         self._later: list[After] = []
 
@@ -104,10 +106,12 @@ class Placement:
         with suppress(ValueError):  # a pattern may name a layer that is still to be built
             self._write(module, None)
 
-    def catch_up(self, module: pl.LightningModule) -> None:
+    def catch_up(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """At `on_fit_start`: write what was on the meta device before."""
         self.let_go()
-        if self.plan is None and not self._waits:
+        if self._on_meta:
+            self._write(module, self.forward(trainer, module))
+        elif self.plan is None and not self._waits:
             self._write(module, None)
         written = any(entry.written for entry in self.plan or ())
         if copies(module.trainer) and written and not was_rewritten(module):  # else restored
@@ -115,16 +119,25 @@ class Placement:
 
     def finish(self, module: pl.LightningModule, forward: Forward) -> None:
         """Before the first batch, with its help: what no earlier forward pass could tell."""
-        if not self.missing or was_rewritten(module):  # what came after us, as a checkpoint, wins
+        if not self.missing:
+            return
+        if any(map(is_flat, module.parameters())):
+            self.missing += "; FSDP1 has cut the weights up since, so it stays so"
+            return
+        if was_rewritten(module):  # what came after us, as a checkpoint, wins
             return
         before, self.missing = self.plan, ""
         plan = self._make_plan(module, forward)
+        if any_sharded(module.parameters()):  # each process saw another batch: one decides
+            plan = replace(plan, entries=module.trainer.strategy.broadcast(plan.entries))
         if plan.calibrate_ is None and before is not None and before.entries == plan.entries:
             return
         self._carry_out(module, plan, forward)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             with torch.no_grad():  # each process saw another batch
                 for _, tensor in named_tensors(module):
+                    if is_sharded(tensor):
+                        continue
                     torch.distributed.broadcast(tensor, 0)
         refresh_copies(module.trainer, module)
 
@@ -168,7 +181,8 @@ class Placement:
         return training_forward(module, batch)
 
     def _write(self, module: pl.LightningModule, forward: Forward | None) -> None:
-        if any(tensor.is_meta for _, tensor in named_tensors(module)):
+        self._on_meta = any(tensor.is_meta for _, tensor in named_tensors(module))
+        if self._on_meta:
             note_empty(module)
             return
         try:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.readings import Readings, StepReading
+from lightning_init.architecture.sharded import is_flat
 from lightning_init.callbacks.agree import Agreement
 from lightning_init.callbacks.forward import training_forward
 from lightning_init.callbacks.tally import Tally
@@ -52,6 +53,8 @@ class Record:
         if any(is_lazy(parameter) for parameter in module.parameters()):
             self.miss("first batch: lazy layers have no weights yet")
             return
+        if any(map(is_flat, module.parameters())):
+            self.miss("weights and their gradients: FSDP1 has cut them up; outputs are read")
         try:
             forward = training_forward(module, batch)
             found = audit(module, forward, plan=plan, detectors=[])

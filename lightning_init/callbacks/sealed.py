@@ -9,11 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import nn
 
-from lightning_init.callbacks.arguments import callbacks_of
+from lightning_init.architecture.sharded import is_flat
 from lightning_init.callbacks.display import render
 from lightning_init.callbacks.logs import save_weights, write_json
 from lightning_init.callbacks.placement import Placement
-from lightning_init.callbacks.several import together
+from lightning_init.callbacks.several import inits_of, together
 from lightning_init.health.report import Report
 from lightning_init.strategies.apply import fingerprint
 from lightning_init.strategies.plan import Plan
@@ -111,14 +111,18 @@ class Origin:
 
         What other InitCallbacks have drawn is part of it: of the last all is told.
         """
-        self.start, self.plan = Start.of(module, placed, self.name), placed.plan
+        # FSDP1 alone knows where its parts are.
+        model = trainer.strategy.model if any(map(is_flat, module.parameters())) else module
+        model = model or module
+        self.start, self.plan = Start.of(model, placed, self.name), placed.plan
         told = []
         for each in _drawn(trainer):
             each.start = replace(each.start or self.start, fingerprint=self.start.fingerprint)
             plan = None if each.plan is None else each.plan.to_dict()
             told.append({**asdict(each.start), "plan": plan})
-            if each.file is not None and trainer.is_global_zero:
-                save_weights(module, each.file, {"fingerprint": self.start.fingerprint})
+            if each.file is not None:
+                facts = {"fingerprint": self.start.fingerprint}
+                save_weights(model, each.file, facts, writes=trainer.is_global_zero)
         for one in told[:-1]:
             del one["fingerprint"]  # it is of the whole model
         write_json(trainer, "init.json", {**told[-1], "also": told[:-1]})
@@ -148,8 +152,8 @@ def _plain(scope: Scope) -> str | list[str]:
 
 def _drawn(trainer: pl.Trainer) -> list[Origin]:
     """Those of all InitCallbacks that have drawn something, in their order."""
-    found = [getattr(each, "origin", None) for each in callbacks_of(trainer)]
-    return [each for each in found if isinstance(each, Origin) and each.start is not None]
+    found: list[Origin] = [each.origin for each in inits_of(trainer)]
+    return [each for each in found if each.start is not None]
 
 
 def table(placed: Placement, report: Report | None, name: str) -> str:

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cache
+from typing import Any, Protocol
 
+import lightning.pytorch as pl
+
+from lightning_init.callbacks.arguments import callbacks_of
 from lightning_init.strategies.initializers import Overridden, keep
 from lightning_init.strategies.plan import Plan
 from lightning_init.strategies.planning import Scope, StrategyLike, check_scope, resolve
@@ -15,35 +19,56 @@ from lightning_init.strategies.registry import Strategy
 from lightning_init.strategies.spec import InitSpec
 
 
-def left_over(
-    strategy: StrategyLike, scope: Scope, name: str, later: Sequence[tuple[str, Scope]]
-) -> tuple[StrategyLike | None, list[str]]:
+class Init(Protocol):
+    """What is asked of an InitCallback here."""
+
+    strategy: StrategyLike
+    told_by: str
+
+    @property
+    def name(self) -> str:
+        """The strategy's name."""
+
+    @property
+    def scope(self) -> Scope:
+        """What it may write."""
+
+
+def inits_of(trainer: pl.Trainer) -> list[Any]:
+    """The InitCallbacks of a Trainer: those of the environment first, then in their order."""
+    found = [each for each in callbacks_of(trainer) if hasattr(each, "told_by")]
+    return sorted(found, key=lambda each: not each.told_by)
+
+
+def left_over(init: Init, later: Sequence[Init]) -> tuple[StrategyLike | None, list[str]]:
     """What is left to do for one InitCallback.
 
     Args:
-        strategy: Its strategy.
-        scope: Its scope.
-        name: The strategy's name.
-        later: Names and scopes of the callbacks that come later.
+        init: The callback.
+        later: Those that decide before it.
 
     Returns:
-        The strategy, which keeps what later ones mean, None if they mean all; and what to say.
+        The strategy, which keeps what they mean, None if they mean all; and what to say.
 
     Example:
-        >>> left_over("gpt2", "all", "gpt2", [("keep", "all")])[1][0].split(",")[0]
+        >>> from lightning_init import InitCallback
+        >>> left_over(InitCallback("gpt2"), [InitCallback("keep")])[1][0].split(",")[0]
         "InitCallback('gpt2') yields to InitCallback('keep')"
     """
     left: list[str] = []
     said = []
-    for other, theirs in later:
-        whom = f"InitCallback({other!r}), which comes later in the list of callbacks"
-        patterns = shared(scope, theirs)
+    who = f"{init.told_by}={init.name}" if init.told_by else f"InitCallback({init.name!r})"
+    for other in later:
+        why = "which is listed" if init.told_by else "which comes later in the list of callbacks"
+        patterns = shared(init.scope, other.scope)
         if patterns is None:
-            return None, [f"InitCallback({name!r}) yields to {whom}"]
+            return None, [f"{who} yields to InitCallback({other.name!r}), {why}"]
         if patterns:
-            said.append(f"InitCallback({name!r}) leaves {', '.join(patterns)} to {whom}")
+            said.append(
+                f"{who} leaves {', '.join(patterns)} to InitCallback({other.name!r}), {why}"
+            )
         left += patterns
-    return leaving(strategy, left), said
+    return leaving(init.strategy, left), said
 
 
 def shared(one: Scope, two: Scope) -> list[str] | None:

@@ -70,8 +70,8 @@ def run(arguments: Sequence[str]) -> int:
             )
     except OtherStudyError:
         raise ConfigError(
-            f"{settings.out} holds the comparison of another configuration or metric: pass --out "
-            f"{settings.out}-2"
+            f"{settings.place} holds the comparison of another configuration or metric: pass "
+            f"{settings.elsewhere}"
         ) from None
     except KeyboardInterrupt:
         console.print("interrupted: finished runs are kept, the same command goes on")

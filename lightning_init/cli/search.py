@@ -58,8 +58,8 @@ def search(settings: Settings, evaluate: JobEvaluate) -> int:
             )
     except OtherStudyError:
         raise ConfigError(
-            f"{settings.out} holds the search of another configuration (or of other --steps, "
-            f"--seed, --monitor, --strategies or axes): pass --out {settings.out}-2"
+            f"{settings.place} holds the search of another configuration (or of other --steps, "
+            f"--seed, --monitor, --strategies or axes): pass {settings.elsewhere}"
         ) from None
     except KeyboardInterrupt:
         console.print("interrupted: finished trials are kept, the same command goes on")

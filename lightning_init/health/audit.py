@@ -17,6 +17,7 @@ from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.probe import PlannedEntry, Probe
 from lightning_init.architecture.provenance import exact_provenance
 from lightning_init.architecture.readings import Readings, WeightReading
+from lightning_init.architecture.sharded import any_sharded, is_flat
 from lightning_init.architecture.trace import eager
 from lightning_init.health.losses import LossWatch
 from lightning_init.health.places import MATRICES
@@ -126,5 +127,10 @@ def _gradients(model: nn.Module, loss: Tensor) -> dict[int, Tensor]:
     trainable = [p for p in unwrap(model).parameters() if p.requires_grad]
     if not loss.requires_grad or not trainable:
         return {}
+    if any_sharded(trainable) or any(
+        map(is_flat, trainable)
+    ):  # gradients are summed over the processes on their way to `.grad`
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {id(p): p.grad for p in trainable if p.grad is not None}
     found = torch.autograd.grad(loss, trainable, allow_unused=True)
     return {id(p): grad for p, grad in zip(trainable, found, strict=True) if grad is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import importlib
 import json
+import warnings
 from collections.abc import Iterable, Iterator
 
 from lightning_init.health.figures import Figure
@@ -67,7 +68,8 @@ def document(title: str, body: Iterable[str], script: str = "") -> str:
         ImportError: If plotly is not installed.
     """
     try:
-        plotly = importlib.import_module("plotly.offline").get_plotlyjs()
+        with warnings.catch_warnings():  # it adds filters of its own for good
+            plotly = importlib.import_module("plotly.offline").get_plotlyjs()
     except ImportError:
         raise ImportError("a page with plots needs plotly: pip install plotly") from None
     parts = [

@@ -23,6 +23,7 @@ from optuna.storages.journal import (
     JournalFileOpenLock,
 )
 
+from lightning_init.search.database import is_url, open_database
 from lightning_init.search.owner import BusyError, Owner
 
 __all__ = ["BusyError", "LostError", "open_storage", "repair"]
@@ -45,12 +46,13 @@ def open_storage(storage: str | Path | None) -> Iterator[BaseStorage]:
 
     Raises:
         BusyError: If another process has it open for a search.
+        ConfigError: If a database cannot be opened.
         LostError: If the file is deleted or replaced meanwhile.
     """
     if storage is None:
         yield optuna.storages.InMemoryStorage()
-    elif isinstance(storage, str) and "://" in storage:
-        database = optuna.storages.RDBStorage(storage)
+    elif is_url(storage):
+        database = open_database(str(storage))
         with Owner(database):
             yield database
     else:

@@ -9,13 +9,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.parsing import lightning_setattr
 
 from lightning_init.search.as_before import keep_data, lone
+from lightning_init.search.attributes import put
 from lightning_init.search.fit import Made, short_fit
 from lightning_init.search.fresh import Fresh
 from lightning_init.search.isolated import isolated
 from lightning_init.search.objectives import Objective
+from lightning_init.search.prepared import Prepared
 from lightning_init.search.trial import Outcome, Report, Trial
 
 
@@ -28,6 +29,8 @@ class ModuleEvaluate:
         data: A data module.
         loaders: Training and validation loaders, None where there are none.
         settings: Of the Trainer.
+        objectives: What to read off each trial.
+        ready: Data whose `prepare_data` has been run, `Look.ready`: it runs once in all.
     """
 
     fresh: Fresh
@@ -35,27 +38,36 @@ class ModuleEvaluate:
     loaders: tuple[Any, Any]
     settings: dict[str, Any]
     objectives: tuple[Objective, ...] = (Objective(),)
+    ready: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._prepared: Prepared | None = None
         self._undo = keep_data(self.data, self.loaders)
 
     def __getstate__(self) -> dict[str, Any]:
         for put_back in self._undo:  # a worker begins where this process began
             put_back()
-        return {key: value for key, value in vars(self).items() if key != "_undo"}
+        return {k: v for k, v in vars(self).items() if k not in ("_undo", "_prepared")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
+        self._prepared = None
         self._undo = keep_data(self.data, self.loaders)
 
     def __call__(self, trial: Trial, report: Report) -> Outcome:
         """Fit a fresh model for a few steps and read its metric."""
 
         def build(seed: int, callbacks: Sequence[pl.Callback], settings: Mapping[str, Any]) -> Made:
-            return self.make(seed, trial.config, callbacks, settings)
+            made = self.make(seed, trial.config, callbacks, settings)
+            prepared.take(made[1], seed)
+            return made
 
+        prepared = self._prepared = self._prepared or Prepared(self.ready)
         with isolated():
-            return short_fit(build, trial, report, self.objectives)
+            try:
+                return short_fit(build, trial, report, self.objectives)
+            finally:
+                prepared.settle()
 
     def make(
         self,
@@ -70,7 +82,7 @@ class ModuleEvaluate:
         pl.seed_everything(seed, workers=True, verbose=False)
         model = self.fresh()
         for key, value in config.items():
-            lightning_setattr(model, key, value)
+            put(model, key, value)
         own = copy.deepcopy(self.settings["callbacks"])
         given: dict[str, Any] = {**self.settings, **settings, "callbacks": [*own, *callbacks]}
         if "devices" in self.settings:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import io
 import pickle
 import random
 import zlib
@@ -58,7 +59,10 @@ class Prepared:
             data: As constructed; its hooks are replaced until they are called.
             seed: That of the trial.
         """
-        if data is None or is_overridden("teardown", data):
+        hooks = ("prepare_data", "setup")
+        if data is None or not any(is_overridden(hook, data) for hook in hooks):
+            return
+        if is_overridden("teardown", data):
             return
         key = _key(data)
         if key is None:
@@ -144,11 +148,22 @@ class _Made:
 
 def _key(data: pl.LightningDataModule) -> str | None:
     """What a data module is before it is prepared; None if that cannot be told."""
+    found = io.BytesIO()
     try:
-        found = pickle.dumps((type(data), _state(data)))
+        _Pickler(found).dump((type(data), _state(data)))
     except Exception:  # it holds a function of the moment, a file, ...
         return None
-    return hashlib.sha256(found).hexdigest()
+    return hashlib.sha256(found.getbuffer()).hexdigest()
+
+
+class _Pickler(pickle.Pickler):
+    """Of large tensors and arrays it writes what tells them apart, and no copy."""
+
+    def persistent_id(self, value: object) -> object:
+        if not isinstance(value, (Tensor, np.ndarray)) or not _is_large(value):
+            return None
+        digest = hashlib.sha256(_bytes(value)).hexdigest()
+        return type(value), str(value.dtype), tuple(value.shape), digest
 
 
 def _state(data: pl.LightningDataModule) -> dict[str, Any]:
@@ -213,12 +228,8 @@ def _large(root: object) -> Iterator[Tensor | np.ndarray[Any, Any]]:
             raise TypeError(f"a {type(value).__name__} is not data")
         if isinstance(value, FunctionType) and value.__closure__:
             raise TypeError("a copy of a function shares what it refers to")
-        if isinstance(value, Tensor):
-            plain = type(value) is Tensor and not value.requires_grad and value.is_contiguous()
-            if plain and value.device.type == "cpu" and value.nbytes >= _SHARED:
-                yield value
-        elif isinstance(value, np.ndarray):
-            if value.nbytes >= _SHARED and value.flags.c_contiguous and not value.dtype.hasobject:
+        if isinstance(value, (Tensor, np.ndarray)):
+            if _is_large(value):
                 yield value
         elif isinstance(value, dict):
             waiting += value.values()
@@ -230,7 +241,21 @@ def _large(root: object) -> Iterator[Tensor | np.ndarray[Any, Any]]:
             waiting += vars(value).values() if hasattr(value, "__dict__") else ()
 
 
+def _is_large(value: Tensor | np.ndarray[Any, Any]) -> bool:
+    """Whether it is worth sharing, and plain enough."""
+    if value.nbytes < _SHARED:
+        return False
+    if isinstance(value, Tensor):
+        plain = type(value) is Tensor and not value.requires_grad and value.is_contiguous()
+        return plain and value.device.type == "cpu"
+    return value.flags.c_contiguous and not value.dtype.hasobject
+
+
 def _checksum(value: Tensor | np.ndarray[Any, Any]) -> int:
+    return zlib.adler32(_bytes(value))
+
+
+def _bytes(value: Tensor | np.ndarray[Any, Any]) -> memoryview:
     if isinstance(value, Tensor):
         value = value.detach().view(torch.uint8).numpy()
-    return zlib.adler32(value.view(np.uint8).reshape(-1).data)
+    return value.view(np.uint8).reshape(-1).data

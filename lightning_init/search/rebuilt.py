@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from lightning_init.search.budget import Budget
+from lightning_init.search.database import open_database
 from lightning_init.search.journal import repair
 from lightning_init.search.overview import Overview
 from lightning_init.search.records import row
@@ -76,7 +77,7 @@ def _overview(folder: Path, copy: Path, storage: str | None) -> Overview:
 def _open(journal: Path, storage: str | None) -> BaseStorage:
     if storage is None:
         return JournalStorage(JournalFileBackend(str(journal)))
-    return RDBStorage(storage)
+    return open_database(storage, exists=True)
 
 
 def _runs(opened: BaseStorage) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,11 +210,12 @@ class SearchResult:
 
     def plot(self) -> Figure:
         """The loss curves of the confirmation runs, as a plotly figure."""
-        from plotly.graph_objects import Figure
-
         from lightning_init.search.confirmed import curves
 
-        return Figure(curves(self))
+        with warnings.catch_warnings():  # plotly adds filters of its own for good
+            from plotly.graph_objects import Figure
+
+            return Figure(curves(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

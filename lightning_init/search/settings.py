@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 
 from lightning_init.architecture.arguments import unknown
 from lightning_init.search.budget import Budget, Goal
+from lightning_init.search.database import hidden, is_url, open_database
 from lightning_init.search.devices import cores, threads_each, visible_devices
 from lightning_init.search.evaluate import TRAIN_LOSS
 from lightning_init.search.job import ConfigError, Job
@@ -77,6 +78,16 @@ class Settings:
         }
 
     @property
+    def place(self) -> str:
+        """Where the study is, for people."""
+        return f"{self.out}" if isinstance(self.storage, Path) else hidden(self.storage)
+
+    @property
+    def elsewhere(self) -> str:
+        """The option that puts a study into another place."""
+        return f"--out {self.out}-2" if isinstance(self.storage, Path) else "another --storage"
+
+    @property
     def headline(self) -> str:
         """The first line of output."""
         budget = self.budget
@@ -120,6 +131,7 @@ def settings_for(job: Job, options: Namespace, name: str) -> Settings:
     Raises:
         ValueError: If an option is not legal for this configuration.
     """
+    _check_storage(options)
     notes = []
     if job.dropped:
         notes.append(
@@ -153,6 +165,12 @@ def settings_for(job: Job, options: Namespace, name: str) -> Settings:
         look=seen,
         notes=tuple(notes),
     )
+
+
+def _check_storage(options: Namespace) -> None:
+    """Open a database once before anything runs: what is wrong with its URL is said at once."""
+    if is_url(storage := options.get("storage")):
+        open_database(storage)
 
 
 def vars_of(budget: Budget) -> dict[str, Any]:

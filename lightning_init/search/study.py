@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 import optuna
 
+from lightning_init.architecture.arguments import unknown
 from lightning_init.search.budget import Budget, Goal
 from lightning_init.search.confirm import Confirmation, fresh_seeds
+from lightning_init.search.database import hidden
 from lightning_init.search.finalists import HopelessError, rated
 from lightning_init.search.journal import open_storage
 from lightning_init.search.lengthen import as_far, said, set_aside
@@ -68,7 +70,7 @@ def search_init(
         monitor: What the metric is called; several are searched together (Pareto).
         sampler: `tpe`, or `gp` for 50 trials and more.
         pruning: Whether trials that train slower than half of the others are ended early.
-        lr_key: The configuration key that is the learning rate, `""` for none.
+        lr_key: The axis of the space that is the learning rate, `""` for none.
         workers: Worker processes, or `Workers(...)`; 0 runs trials in this one.
         storage: A journal file or a database's URL; the same call then goes on where it ended.
         identity: What must be the same for a stored study to go on.
@@ -99,6 +101,8 @@ def search_init(
         *(trials, steps, seed, confirm_seeds, confirm_steps, top, goals_for(monitor, mode)),
         *(sampler, pruning, lr_key, identity, longest_steps),
     )
+    if lr_key and lr_key not in space.config:
+        raise ValueError(f"lr_key: {unknown('axis of the space', lr_key, space.config)}")
     with session(evaluate, storage, workers, log, progress, seen) as (opened, loop):
         loop.ahead = sampler == "gp"  # it takes longer to ask than many a trial
         study, budget = _screened(opened, loop, budget, space)
@@ -126,7 +130,7 @@ def read_back(folder: str | Path, storage: str | None = None) -> SearchResult:
     quiet()
     with open_storage(storage or path) as opened:
         if "search" not in {one.study_name for one in opened.get_all_studies()}:
-            raise ValueError(f"no search in {storage or path}, but perhaps a comparison")
+            raise ValueError(f"no search in {hidden(storage or path)}, but perhaps a comparison")
         study = optuna.load_study(study_name="search", storage=opened)
         if not {"budget", "space"} <= study.user_attrs.keys():
             raise ValueError(f"the search in {folder} has not begun: {again}")

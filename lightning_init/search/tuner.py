@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
-from lightning.pytorch.utilities.parsing import (
-    lightning_getattr,
-    lightning_hasattr,
-    lightning_setattr,
-)
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from rich.console import Console
 from torch import nn
 
 from lightning_init.architecture.arguments import unknown
 from lightning_init.search.applicable import space_for
 from lightning_init.search.as_before import as_before, keep_data, model_as_before
+from lightning_init.search.attributes import check_keys, rate_axes, rate_name
 from lightning_init.search.budget import Budget
-from lightning_init.search.fresh import Fresh, copied
-from lightning_init.search.job import SHORT, interruptible
+from lightning_init.search.fresh import Fresh
+from lightning_init.search.live import Live
 from lightning_init.search.look import Look, look_at
 from lightning_init.search.loop import Progress
 from lightning_init.search.mistakes import ConfigError
@@ -30,36 +28,12 @@ from lightning_init.search.objectives import Objective, parse_objectives, usual_
 from lightning_init.search.readout import TRAIN_LOSS
 from lightning_init.search.result import SearchResult
 from lightning_init.search.serve import quiet
-from lightning_init.search.space import Space, around
+from lightning_init.search.space import Space
 from lightning_init.search.statistics import Mode
 from lightning_init.search.study import search_init
 from lightning_init.search.trainer_settings import settings_of, watched
+from lightning_init.search.tuned import TunedResult, apply
 from lightning_init.strategies.spec import InitSpec
-
-_RATES = ("lr", "learning_rate")  # as Lightning's learning-rate finder looks for them
-
-
-@dataclass(frozen=True)
-class TunedResult(SearchResult):
-    """What `InitTuner.find` found; it knows the model that was searched.
-
-    Attributes:
-        notes: What was said before the search: how trials begin, what was fixed.
-    """
-
-    notes: tuple[str, ...] = ()
-    write: Callable[[SearchResult, pl.LightningModule | None, int | None], None] = field(
-        default=lambda *_: None, repr=False, compare=False
-    )
-
-    def apply(self, model: pl.LightningModule | None = None, seed: int | None = None) -> None:
-        """Initialize a model as the winner does, and set its learning rate.
-
-        Args:
-            model: None for the one that was searched.
-            seed: Of the draw; None for the global seed, as everywhere.
-        """
-        self.write(self, model, seed)
 
 
 class InitTuner:
@@ -140,7 +114,7 @@ class InitTuner:
             sampler: `tpe`, or `gp` for 50 trials and more.
             workers: Worker processes; 0 runs trials in this one.
             storage: A journal file or a database's URL; the same call then goes on with it.
-            progress: Is told how it goes.
+            progress: Is told how it goes; None to show it, unless the Trainer has no progress bar.
 
         Returns:
             The result, with `.suggestion()`, `.results`, `.plot()`, `.apply()`, `.to_callback()`.
@@ -170,7 +144,8 @@ class InitTuner:
             )
             undo = keep_data(datamodule, (train_dataloaders, val_dataloaders))
             try:
-                name = _rate_name(model, lr_name)
+                name = rate_name(model, lr_name)
+                _require_data(model, evaluate)
                 seen = look_at(
                     lambda callbacks, short: evaluate.make(0, {}, callbacks, short),
                     self.trainer.limit_val_batches,
@@ -180,36 +155,36 @@ class InitTuner:
                 evaluate.objectives = self._objectives(seen, monitor, mode, objective)
                 notes: tuple[str, ...] = ()
                 if space is None:
-                    space, notes = space_for(seen.architecture, strategies, _axes(model, name))
+                    space, notes = space_for(seen.architecture, strategies, rate_axes(model, name))
                 chosen = space
-                for key in chosen.config:
-                    if not lightning_hasattr(model, key):
-                        known = [k for k in (*vars(model), *model.hparams) if k[0] != "_"]
-                        raise ConfigError(f"space: {unknown('attribute of the model', key, known)}")
-                result = search_init(
-                    evaluate,
-                    chosen,
-                    trials=trials,
-                    steps=horizon,
-                    seed=seed,
-                    confirm_seeds=confirm_seeds,
-                    confirm_steps=confirm_steps or far,
-                    mode=[each.direction for each in evaluate.objectives],
-                    monitor=[each.name for each in evaluate.objectives],
-                    sampler=sampler,
-                    lr_key=name if name in chosen.config else "",
-                    workers=workers,
-                    storage=storage,
-                    identity=type(model).__name__,
-                    longest_steps=far if longest_steps is None else longest_steps,
-                    progress=progress,
-                )
+                check_keys(model, chosen.config)
+                name = _searched(name, lr_name, chosen)
+                evaluate.ready = seen.ready
+                with _shown(self.trainer, progress) as told:
+                    result = search_init(
+                        evaluate,
+                        chosen,
+                        trials=trials,
+                        steps=horizon,
+                        seed=seed,
+                        confirm_seeds=confirm_seeds,
+                        confirm_steps=confirm_steps or far,
+                        mode=[each.direction for each in evaluate.objectives],
+                        monitor=[each.name for each in evaluate.objectives],
+                        sampler=sampler,
+                        lr_key=name,
+                        workers=workers,
+                        storage=storage,
+                        identity=type(model).__name__,
+                        longest_steps=far if longest_steps is None else longest_steps,
+                        progress=told,
+                    )
             finally:
                 for put_back in undo:
                     put_back()
 
         def write(won: SearchResult, other: pl.LightningModule | None, number: int | None) -> None:
-            _apply(won, evaluate, model if other is None else other, number)
+            apply(won, evaluate, model if other is None else other, number)
 
         found = {one.name: getattr(result, one.name) for one in fields(SearchResult)}
         said = (*_notes(evaluate, seen, horizon, name), *notes)
@@ -242,18 +217,37 @@ def _uncompiled(model: nn.Module) -> pl.LightningModule:
     return module
 
 
-def _rate_name(model: pl.LightningModule, name: str) -> str:
-    if name:
-        if not lightning_hasattr(model, name):
-            known = [key for key in (*vars(model), *model.hparams) if key[0] != "_"]
-            raise ConfigError(f"lr_name: {unknown('attribute of the model', name, known)}")
-        return name
-    return next((each for each in _RATES if lightning_hasattr(model, each)), "")
+def _searched(name: str, asked: str, space: Space) -> str:
+    """The learning rate's key if it is searched, else `""`.
+
+    Raises:
+        ConfigError: If the user names one that the space leaves out.
+    """
+    if asked and asked not in space.config:
+        raise ConfigError(
+            f"lr_name: {asked!r} is no axis of the space: add it, config={{{asked!r}: "
+            "around(its value)}, or leave lr_name out to keep it as it is"
+        )
+    return name if name in space.config else ""
 
 
-def _axes(model: pl.LightningModule, name: str) -> dict[str, Any]:
-    rate = lightning_getattr(model, name) if name else None
-    return {name: around(float(rate))} if isinstance(rate, (int, float)) and rate > 0 else {}
+def _require_data(model: pl.LightningModule, evaluate: ModuleEvaluate) -> None:
+    """Make sure that there is something to train on."""
+    if not is_overridden("train_dataloader", evaluate.data_for(model) or model):
+        raise ConfigError(
+            "no training data: pass a datamodule or train_dataloaders=, or give the model a "
+            "train_dataloader"
+        )
+
+
+@contextmanager
+def _shown(trainer: pl.Trainer, progress: Progress | None) -> Iterator[Progress | None]:
+    """Who is told how it goes: whom the user named, else a picture where the Trainer has a bar."""
+    if progress is not None or trainer.progress_bar_callback is None:
+        yield progress
+        return
+    with Live(Console(highlight=False)) as live:
+        yield live
 
 
 def _notes(evaluate: ModuleEvaluate, seen: Look, steps: int, rate: str) -> tuple[str, ...]:
@@ -264,36 +258,8 @@ def _notes(evaluate: ModuleEvaluate, seen: Look, steps: int, rate: str) -> tuple
             "order only"
         )
     if not rate:
-        found.append(
-            "no learning rate is known: it is fixed, and at a wrong one the ranking of inits "
-            "misleads; name its attribute with lr_name="
-        )
+        known = rate_name(evaluate.fresh(), "")
+        why = f"{known} is no axis of the space" if known else "no learning rate is known"
+        more = "" if known else "; name its attribute with lr_name="
+        found.append(f"{why}: it is fixed, and at a wrong one the ranking of inits misleads{more}")
     return tuple(found)
-
-
-def _apply(
-    result: SearchResult, evaluate: ModuleEvaluate, model: pl.LightningModule, seed: int | None
-) -> None:
-    best = result.best
-    if not best.is_baseline:
-        for key, value in best.config.items():
-            lightning_setattr(model, key, value)
-    if best.spec.strategy == "keep":
-        return
-    undo = keep_data(evaluate.data, evaluate.loaders)
-    with as_before():
-        quiet()
-        twin = copied(model)
-        init = result.to_callback(seed=seed, verbose=False, monitor_steps=0, loss_steps=0)
-        data = evaluate.data_for(twin)
-        settings = {**evaluate.settings, **SHORT, "max_steps": 0}
-        settings["callbacks"] = [init]
-        trainer = pl.Trainer(**settings)
-        with interruptible():
-            trainer.fit(twin, datamodule=data)
-        for put_back in undo:
-            put_back()
-    drawn = dict(twin.named_parameters())
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(drawn[name])

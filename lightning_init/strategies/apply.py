@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_init.architecture.gathered import gathered
 from lightning_init.architecture.lazy import has_lazy, keep_lazy, materialize_
 from lightning_init.architecture.names import (
     canonical,
@@ -205,11 +206,9 @@ def fingerprint(model: nn.Module) -> str:
         64
     """
     digest = hashlib.sha256()
-    for names, tensor in sorted(named_states(model)):
-        if is_lazy(tensor):
-            continue
-        digest.update(f"{names}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        raw = tensor.detach().cpu().contiguous().flatten()
+    for names, value in gathered(model):
+        digest.update(f"{names}{tuple(value.shape)}{value.dtype}".encode())
+        raw = value.cpu().contiguous().flatten()
         digest.update(raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b"")
     return digest.hexdigest()
 

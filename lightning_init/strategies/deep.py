@@ -15,6 +15,7 @@ from torch import nn
 
 from lightning_init.architecture.names import named_tensors
 from lightning_init.architecture.params import Architecture, ParamInfo, Role
+from lightning_init.architecture.sharded import whole
 from lightning_init.strategies.branch_scales import deepnorm_alphas
 from lightning_init.strategies.distributions import Constant, Distribution, Normal
 from lightning_init.strategies.gate import Accept
@@ -258,7 +259,7 @@ def _alpha_notes(
     seen: dict[int, float] = {}
     for info in architecture:
         if info.role is Role.BRANCH_SCALE and info.usage and not values[info.names].is_meta:
-            seen[info.usage.branch] = float(values[info.names].detach().float().mean())
+            seen[info.usage.branch] = float(whole(values[info.names]).float().mean())
     off = [
         at
         for at, branch in enumerate(architecture.branches)

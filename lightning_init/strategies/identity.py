@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from lightning_init.architecture.arguments import Range
 from lightning_init.architecture.names import named_tensors
 from lightning_init.architecture.params import Architecture, ParamInfo, Role
+from lightning_init.architecture.sharded import whole
 from lightning_init.strategies.distributions import Constant, Distribution, Keep
 from lightning_init.strategies.initializers import ByRole, Initializer
 from lightning_init.strategies.layout import Layout, layout_of
@@ -214,7 +215,7 @@ def _scaled_to_zero(model: nn.Module, architecture: Architecture) -> frozenset[i
         usage, tensor = info.usage, tensors[info.names]
         if info.role is not Role.BRANCH_SCALE or usage is None or usage.within < 0:
             continue
-        if not is_lazy(tensor) and not tensor.is_meta and not bool(tensor.any()):
+        if not is_lazy(tensor) and not tensor.is_meta and not bool(whole(tensor).any()):
             # one scale for several branches of a block is used once in each, one after the other
             found |= set(range(usage.within, usage.within + usage.calls))
     return frozenset(found)

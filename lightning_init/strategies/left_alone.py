@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from lightning_init.architecture.adapters import is_original
 from lightning_init.architecture.names import canonical, named_tensors, unwrap
 from lightning_init.architecture.provenance import checksum, known_record
+from lightning_init.architecture.sharded import whole
 from lightning_init.strategies.plan import Plan
 
 
@@ -27,7 +28,7 @@ def warn_of_copies(model: nn.Module, plan: Plan) -> None:
     }
     for entry in plan:
         tensor = tensors.get(entry.info.names)
-        if tensor is None or entry.written or not bool((tensor != 0).any()):
+        if tensor is None or entry.written or not bool(whole(tensor).any()):
             continue
         if is_original(entry.info.name):  # peft means the two to differ
             continue

@@ -13,11 +13,12 @@ from lightning_init.architecture.judge import Verdict, judge
 from lightning_init.architecture.names import canonical, named_weights, unwrap
 from lightning_init.architecture.params import Architecture, ParamInfo
 from lightning_init.architecture.provenance import note_empty
+from lightning_init.architecture.sharded import any_sharded
 from lightning_init.strategies.assigned import through_parametrizations
 from lightning_init.strategies.distributions import Distribution, Keep
 from lightning_init.strategies.initializers import HEAD, Initializer, Overridden, matches
 from lightning_init.strategies.loaded import Loaded
-from lightning_init.strategies.needs import FORWARD, NotYetError
+from lightning_init.strategies.needs import FORWARD, NotYetError, UnsuitableError
 from lightning_init.strategies.parts import decide
 from lightning_init.strategies.plan import TRAINED, Forward, Plan, PlanEntry
 from lightning_init.strategies.registry import Strategy, get
@@ -27,7 +28,6 @@ Scope = str | Sequence[str]
 StrategyLike = str | InitSpec | Strategy | Initializer
 
 _REFUSED = {
-    "sharded": "is sharded: initialize before the model is wrapped",
     "quantized": "is quantized: initialize before quantizing",
     "parametrized": "belongs to a computed weight that cannot be assigned to: initialize before "
     "parametrizing",
@@ -91,8 +91,9 @@ def make_plan(
 
     Raises:
         ValueError: If a pattern or an override matches nothing, or a tensor that would be drawn
-            cannot be (lazy without `forward`, sharded, quantized, complex, behind a
-            parametrization without `right_inverse`): nothing has been changed.
+            cannot be (lazy without `forward`, quantized, complex, behind a parametrization
+            without `right_inverse`): nothing has been changed. Likewise if tensors that are
+            sharded would be calibrated on data.
         UnsuitableError: If the scheme cannot serve the model (a ValueError): the text names the
             missing fact and the nearest scheme that applies. Likewise nothing has been changed.
 
@@ -103,6 +104,7 @@ def make_plan(
     """
     chosen = resolve(strategy)
     model = unwrap(model)
+    _check_sharded(model)
     architecture = analyze(model, forward)
     chosen = chosen.prepared(model, architecture)
     patterns = check_scope(scope)
@@ -120,6 +122,8 @@ def make_plan(
     calibrate, notes = chosen.calibrate_, chosen.notes
     if calibrate is not None and not any(entry.written for entry in entries):
         calibrate, notes = None, (*notes, "nothing is drawn, so nothing is calibrated")
+    if calibrate is not None:
+        _refuse_to_calibrate(entries)
     buffers = tuple(canonical(name) for name, buffer in model.named_buffers() if buffer.is_meta)
     return Plan(
         entries,
@@ -195,10 +199,35 @@ def _refuse(model: nn.Module, entries: tuple[PlanEntry, ...], traced: bool) -> N
         raise NoShapeError(_refusal(hit, f"is lazy and has no shape yet: {why}"))
 
 
+def _check_sharded(model: nn.Module) -> None:
+    computed = named_weights(model)
+    if computed and any_sharded(model.parameters()):
+        raise ValueError(
+            f"cannot initialize: {_several([names[0] for names in computed])} computed by a "
+            "parametrization in a sharded model, whose parts tell no process the whole: initialize "
+            "before sharding, or shard without parametrizations. Nothing has been changed"
+        )
+
+
+def _refuse_to_calibrate(entries: tuple[PlanEntry, ...]) -> None:
+    # A calibration writes into gathered copies, which are thrown away.
+    if hit := [e.info.name for e in entries if e.written and "sharded" in e.info.flags]:
+        error = UnsuitableError(
+            f"cannot calibrate {_several(hit)} on data: sharded over several processes. Draw with "
+            "a scheme that needs no data (auto, orthogonal, ...), or calibrate in one process with "
+            'InitCallback(..., save_init="init.safetensors") and start from that file. Nothing has '
+            "been changed"
+        )
+        raise error
+
+
+def _several(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
 def _refusal(names: list[str], why: str) -> str:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return (
-        f"cannot initialize: {names[0]}{more} {why}; or leave such tensors alone by a "
+        f"cannot initialize: {_several(names)} {why}; or leave such tensors alone by a "
         "`scope` that names the others. Nothing has been changed"
     )
 

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
+from lightning_init.architecture.sharded import fill_
 from lightning_init.strategies.distributions import Distribution
 from lightning_init.strategies.plan import PlanEntry
 from lightning_init.strategies.seeds import generator_for
@@ -71,7 +72,7 @@ def write_(work: Sequence[tuple[PlanEntry, Tensor]], seed: int) -> None:
             list(pool.map(fill, largest_first))
     for entry, target in work:
         if not _fits(entry, target):
-            target.copy_(entry.drawn(generator_for(seed, entry.key)))
+            fill_(target, entry.drawn(generator_for(seed, entry.key)))
 
 
 def _fits(entry: PlanEntry, target: Tensor) -> bool:
