@@ -33,7 +33,7 @@ class Unwritten(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._taken: set[StorageWeakRef] = set()
+        self._taken: set[Any] = set()
 
     def __torch_function__(
         self,
@@ -44,13 +44,13 @@ class Unwritten(TorchFunctionMode):
     ) -> Any:
         """Do what was asked for; note it if it takes memory, or writes to it."""
         out = func(*args, **(kwargs or {}))
-        name, first = getattr(func, "__name__", ""), args[0] if args else None
+        name, first = getattr(func, "__name__", ""), (*args, None)[0]
         if not _holds_memory(first):
             is_meta = isinstance(first, Tensor) and first.is_meta
             if name == "empty_like" and is_meta and _holds_memory(out):
-                self._taken.add(StorageWeakRef(out.untyped_storage()))
+                self._taken.add(_memory(out))
         elif name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
-            self._taken.discard(StorageWeakRef(first.untyped_storage()))
+            self._taken.discard(_memory(first))
         return out
 
     def note(self, model: nn.Module) -> None:
@@ -58,10 +58,15 @@ class Unwritten(TorchFunctionMode):
         for names, tensor in named_tensors(model) if self._taken else ():
             if not _holds_memory(tensor) or tensor._version:
                 continue
-            if StorageWeakRef(tensor.untyped_storage()) in self._taken:
+            if _memory(tensor) in self._taken:
                 record_of(model).empty.add(names[0])
 
 
 def _holds_memory(value: Any) -> bool:
     plain = isinstance(value, Tensor) and not is_lazy(value)
     return plain and not value.is_meta and not is_sharded(value)
+
+
+def _memory(tensor: Tensor) -> Any:
+    """What tensors that share their memory have in common, and no later memory gets again."""
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
