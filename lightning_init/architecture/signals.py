@@ -82,13 +82,12 @@ def wide(value: Tensor) -> torch.dtype:
 
 
 def euclidean(value: Tensor) -> Tensor:
-    """Euclidean norm as float32, of sparse tensors, too."""
+    """Euclidean norm as float32, of sparse and of complex tensors, too."""
     if is_sharded(value):
         return norm_of(value)
-    dense = value.coalesce().values() if value.is_sparse else value
-    exact = dense.dtype in (torch.float64, torch.complex128)
-    found: Tensor = torch.linalg.vector_norm(dense.detach(), dtype=None if exact else torch.float32)
-    return found.float()
+    dense = (value.coalesce().values() if value.is_sparse else value).detach()
+    dense = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+    return norm(dense).float()
 
 
 def norms(values: Sequence[Tensor]) -> list[Tensor]:

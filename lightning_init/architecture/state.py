@@ -24,6 +24,7 @@ Undo = Callable[[], None]
 
 _MANY = 4000  # values that are looked at; what is reachable beyond is data
 _LONG = 256  # elements of one container that are looked into
+_STEPPING = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
 _FRAMEWORKS = {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics"}
 
 
@@ -142,6 +143,7 @@ def _keep_lazy(value: Tensor) -> Undo:
 def _keep_object(value: Any) -> tuple[Undo | None, Iterable[object]]:
     attributes = getattr(value, "__dict__", None)
     framework = type(value).__module__.partition(".")[0] in _FRAMEWORKS
+    framework = framework and not isinstance(value, _STEPPING)
     if not isinstance(attributes, dict) or framework:
         inner = vars(value).values() if isinstance(value, torch.utils.data.Dataset) else ()
         return None, inner

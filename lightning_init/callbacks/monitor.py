@@ -21,7 +21,7 @@ from lightning_init.callbacks.arguments import check_count
 from lightning_init.callbacks.board import Board
 from lightning_init.callbacks.logs import write_json
 from lightning_init.callbacks.record import Record
-from lightning_init.callbacks.schedule import BESIDE, EVERY, RARELY, ends_window, sampled
+from lightning_init.callbacks.schedule import BESIDE, EVERY, RARELY, ends_window, sampled, window
 from lightning_init.callbacks.several import inits_of
 from lightning_init.callbacks.watch import Watch, compiled_frames, weight_samples
 from lightning_init.health.attempts import Attempt
@@ -116,6 +116,7 @@ class HealthMonitor(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin anew."""
+        self._let_go()  # of a fit that another callback's `on_exception` has broken off
         self._start()
         self._report, self._other = None, self._overruled(trainer)
 
@@ -160,7 +161,7 @@ class HealthMonitor(Callback):
         """Judge what was read, act, and let go after the last watched step."""
         if not self._watching:
             return
-        self.record.end(self._step, outputs, _accumulated(trainer, pl_module))
+        self.record.end(self._step, outputs, window(trainer, pl_module))
         if self._reading and self._watch is not None:
             reading = self._watch.read(self._step, trainer)
             if self._watch.error is not None:
@@ -212,6 +213,10 @@ class HealthMonitor(Callback):
         self._act(trainer, pl_module, report, before=True)
 
     def _judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule, last: bool) -> None:
+        if last and self._watch is not None and not self._watch.stepped:
+            self.record.miss(
+                "gradients after the first batch: no optimizer steps where they are seen"
+            )
         report = self._report = self.record.judge(trainer, last)
         self._board.log_verdict(trainer, report)
         self._act(trainer, pl_module, report)
@@ -223,7 +228,7 @@ class HealthMonitor(Callback):
 
     def _is_read(self, trainer: pl.Trainer, module: pl.LightningModule, batch_idx: int) -> bool:
         """Whether this batch is one of those that are read: the last of a sampled update."""
-        count = _accumulated(trainer, module)
+        count = window(trainer, module)
         if not ends_window(batch_idx, count, trainer.is_last_batch):
             return False
         self._window += 1
@@ -237,7 +242,7 @@ class HealthMonitor(Callback):
             samples = self._board.wants(trainer)
             self._watch = Watch(pl_module, self.plan, samples, self._frames)
         watch = self._watch
-        watch.begin(trainer, _accumulated(trainer, pl_module))
+        watch.begin(trainer, window(trainer, pl_module))
         if not watch.compiled:
             watch.start()
         elif self._window in BESIDE:
@@ -291,8 +296,3 @@ class HealthMonitor(Callback):
                 f"on_unhealthy={other!r}: give {ours!r} to the InitCallback"
             )
         return watching[-1]
-
-
-def _accumulated(trainer: pl.Trainer, module: pl.LightningModule) -> int:
-    """Batches whose gradients Lightning sums before it steps."""
-    return trainer.accumulate_grad_batches if module.automatic_optimization else 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lightning.pytorch as pl
+
 EVERY = 5  # steps at most between two looks at the losses, while layers are watched
 RARELY = 50  # and afterwards
 BESIDE = (2, 20)  # updates at which a compiled model is read in an eager pass of its own
@@ -34,3 +36,8 @@ def ends_window(batch: int, accumulated: int, is_last: bool) -> bool:
         [2, 5, 7]
     """
     return is_last or (batch + 1) % accumulated == 0
+
+
+def window(trainer: pl.Trainer, module: pl.LightningModule) -> int:
+    """Batches whose gradients Lightning sums before it steps."""
+    return trainer.accumulate_grad_batches if module.automatic_optimization else 1

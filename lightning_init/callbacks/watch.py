@@ -17,6 +17,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from lightning_init.architecture.names import named_tensors
 from lightning_init.architecture.preserve import preserved
@@ -41,6 +43,7 @@ class Watch:
 
     Attributes:
         samples: Tag -> values of the batch that was read last.
+        stepped: Whether any optimizer has been seen.
     """
 
     def __init__(
@@ -49,7 +52,11 @@ class Watch:
         self.samples: dict[str, Tensor] = {}
         self._module, self._keeps, self._frames = module, samples, frames
         self._probe = Probe(module, plan)
+        self.stepped = False
         self._seen: set[int] = set()
+        self._lrs: dict[int, float] = {}
+        self._failed: Exception | None = None
+        self._raw: RemovableHandle | None = None
         self._scale, self._loss_scale = 1.0, 1.0
         held = [value for child in module.modules() for value in vars(child).values()]
         self._calls = any("_torchdynamo_orig_callable" in getattr(h, "__dict__", ()) for h in held)
@@ -62,7 +69,7 @@ class Watch:
     @property
     def error(self) -> Exception | None:
         """What went wrong while the last batch was read."""
-        return self._probe.error
+        return self._failed or self._probe.error
 
     def begin(self, trainer: pl.Trainer, accumulated: int) -> None:
         """Before any batch that is read: forget the one before.
@@ -71,13 +78,15 @@ class Watch:
             trainer: Its gradient scaler multiplies the loss.
             accumulated: Lightning divides the loss by it.
         """
-        self.samples, self._seen = {}, set()
+        self.samples, self._seen, self._lrs, self._failed = {}, set(), {}, None
         self._scale = _scale(trainer)
         self._loss_scale = self._scale / accumulated
 
     def start(self) -> None:
         """Read the batch that begins in the training pass."""
         self._probe.start(sample=self._keeps)
+        if not self._module.automatic_optimization:
+            self._raw = register_optimizer_step_pre_hook(self._steps_alone)
 
     def beside(self, batch: Any) -> None:
         """Read a batch in an eager pass of its own."""
@@ -103,19 +112,33 @@ class Watch:
         if id(optimizer) in self._seen:
             return
         self._seen.add(id(optimizer))
+        self.stepped = True
         # Most optimizers step on gradients that are unscaled by now; some do that themselves.
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
         scale = self._scale if fused else 1.0
         held = [p for group in optimizer.param_groups for p in group["params"]]
         held = [parameter for parameter in held if parameter.grad is not None]
-        self._probe.gradients(held, scale)
-        self._probe.before_update(held)
-        if self._keeps:
-            self._keep_gradients(held, scale)
+        try:
+            self._lrs |= rates([optimizer])
+            self._probe.gradients(held, scale)
+            self._probe.before_update(held)
+            if self._keeps:
+                self._keep_gradients(held, scale)
+        except Exception as error:  # a kind of tensor that cannot be read must not end a training
+            self._failed = error
+
+    def _steps_alone(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """An optimizer that manual optimization steps without the Trainer, which tells nobody."""
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:  # else the gradients are still those of the step before
+            self.update(optimizer)
 
     def stop(self) -> None:
         """Take every hook off the model."""
         self._probe.stop()
+        if self._raw is not None:
+            self._raw.remove()
+            self._raw = None
 
     def read(self, step: int, trainer: pl.Trainer) -> StepReading:
         """What was seen of the batch that has just ended; one transfer to the host."""
@@ -123,7 +146,8 @@ class Watch:
         if self._keeps:
             self.samples |= {f"outputs/{n}": value for n, value in self._probe.samples.items()}
             self.samples |= weight_samples(self._module)
-        reading = self._probe.step(step, rates(trainer.optimizers), loss_scale=self._loss_scale)
+        lrs = rates(trainer.optimizers) | self._lrs
+        reading = self._probe.step(step, lrs, loss_scale=self._loss_scale)
         if _scale(trainer) < self._scale:  # the scaler has skipped the update
             still = tuple(replace(weight, update=math.nan) for weight in reading.weights)
             return replace(reading, weights=still)

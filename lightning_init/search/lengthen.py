@@ -8,8 +8,9 @@ which of these exist says how far an earlier session has come.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from statistics import mean, variance
 
 import optuna
 from optuna.trial import TrialState
@@ -20,57 +21,60 @@ SEARCH = "search"  # the name of the screening
 ENOUGH = 8  # finished trials, of which
 _CURVES = 3  # at least show their losses
 _FACTOR = 3
-_LEAST = 0.05  # of the training loss: a fall of less is that of guessing
+_LEAST = 0.05  # of the loss of guessing: an end that is lower by less is guessing, too
 _SURE = 4.0  # standard errors by which a loss that falls slowly still falls in the end
 _POINTS = 12  # losses: a curve of fewer has no end to compare with its start
+Curve = Sequence[Sequence[float]]
 _WHOLE = "whole"  # the attribute of a copy that is complete
 
 
-def fall(curve: Sequence[Sequence[float]]) -> float | None:
-    """How much of the training loss is gone at the end; what is within the noise of a plateau is 0.
+def learned(curves: Iterable[Curve]) -> bool | None:
+    """Whether the training loss of any trial went below that of guessing.
 
-    The first and the last tenth of the losses are compared. A fall of less than 5 % is one of
-    guessing, unless the last quarter is still clearly lower than the one in the middle.
+    Guessing is the lowest loss with which a trial begins: some begin far above, and come down to it
+    without having learned anything. The means of the first and the last tenth of the losses are
+    compared. A trial has learned if it ends 5 % below, or if its last quarter is clearly below, and
+    clearly below the quarter before.
 
     Args:
-        curve: (step, loss) pairs in order.
+        curves: (step, loss) pairs in order, one curve for each trial of the same job.
 
     Returns:
-        The share; None if there are fewer than twelve losses, or if the loss starts at 0 or below.
+        None if fewer than three curves have twelve losses, or if losses start at 0 or below.
 
     Example:
-        >>> round(fall([(step, 2.0 - 0.05 * step) for step in range(20)]), 3)
-        0.456
-        >>> fall([(step, 2.3 + 0.01 * (step % 3)) for step in range(30)])
-        0.0
+        >>> flat, falls, comes_down = (
+        ...     [(n, 2.3) for n in range(20)],
+        ...     [(n, 2.3 - 0.05 * n) for n in range(20)],
+        ...     [(n, 2.3 + 8 / (1 + n * n)) for n in range(20)],
+        ... )
+        >>> learned([flat, falls, comes_down]), learned([flat, flat, comes_down]), learned([flat])
+        (True, False, None)
     """
-    losses = [value for _, value in curve if math.isfinite(value)]
-    if len(losses) < _POINTS:
+    known = []
+    for curve in curves:
+        losses = [value for _, value in curve if math.isfinite(value)]
+        if len(losses) >= _POINTS:
+            tenth = len(losses) // 10
+            known.append((mean(losses[:tenth]), mean(losses[-tenth:]), losses))
+    guessing = min((start for start, _, _ in known), default=0.0)
+    if len(known) < _CURVES or guessing <= 0:
         return None
-    tenth, quarter = max(1, len(losses) // 10), len(losses) // 4
-    first, last = losses[:tenth], losses[-tenth:]
-    start = sum(first) / tenth
-    if start <= 0:
-        return None
-    share = max(0.0, 1 - sum(last) / tenth / start)
-    middle, end = losses[-3 * quarter : -2 * quarter], losses[-quarter:]
-    return share if share >= _LEAST or _lower(middle, end) else 0.0
-
-
-def _lower(one: Sequence[float], two: Sequence[float]) -> bool:
-    """Whether the second of two equally long samples has a clearly lower mean."""
-    count = len(one)
-    means = [sum(each) / count for each in (one, two)]
-    squares = (
-        sum((value - mean) ** 2 for value in each)
-        for each, mean in zip((one, two), means, strict=True)
+    return any(
+        end < (1 - _LEAST) * guessing or _still_falls(losses, guessing) for _, end, losses in known
     )
-    error = math.sqrt(sum(squares) / (count * (count - 1)))
-    return means[0] - means[1] > _SURE * error
+
+
+def _still_falls(losses: Sequence[float], below: float) -> bool:
+    quarter = len(losses) // 4
+    before, last = losses[-2 * quarter : -quarter], losses[-quarter:]
+    errors = [math.sqrt(variance(each) / quarter) for each in (before, last)]
+    falls = mean(before) - mean(last) > _SURE * math.hypot(*errors)
+    return falls and mean(last) < below - _SURE * errors[1]
 
 
 def nothing_learned(study: optuna.Study, trials: int) -> bool:
-    """Whether enough trials have ended and the training loss of none of them fell.
+    """Whether enough trials have ended, and none has learned anything.
 
     Args:
         study: The screening.
@@ -80,9 +84,7 @@ def nothing_learned(study: optuna.Study, trials: int) -> bool:
     done = study.get_trials(deepcopy=False, states=states)
     if len(done) < min(ENOUGH, trials):
         return False
-    falls = [fall(trial.user_attrs.get("curve", ())) for trial in done]
-    known = [one for one in falls if one is not None]
-    return len(known) >= min(_CURVES, trials) and max(known) == 0
+    return learned(trial.user_attrs.get("curve", ()) for trial in done) is False
 
 
 def longer(budget: Budget) -> Budget | None:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 Mode = Literal["min", "max"]
+FEW = 2  # pairs whose spread says next to nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Comparison:
         wins: Share of pairs in which the candidate is better; ties count half.
         chance: Probability that the mean gain is above zero, given the pairs: Student's t with a
             flat prior, NaN below two pairs.
+        pairs: Seeds on which both have a metric.
     """
 
     n: int
@@ -39,11 +41,12 @@ class Comparison:
     high: float
     wins: float
     chance: float = math.nan
+    pairs: int = 0
 
     @property
     def worse(self) -> bool:
-        """Whether the interval lies below no gain."""
-        return self.high < 0
+        """Whether the interval lies below no gain; without one, whether the gain does."""
+        return (self.gain if math.isnan(self.high) else self.high) < 0
 
     def better(self, baseline_failures: int) -> bool:
         """Whether the interval excludes no gain, and the candidate fails no more often.
@@ -65,6 +68,9 @@ def compare(
 ) -> Comparison:
     """Compare paired metrics, None where a run failed.
 
+    Of two pairs the standard deviation counts as no less than that of the runs themselves, pooled;
+    if that is 0, too, there is no interval.
+
     Args:
         candidate: One metric per seed.
         baseline: The baseline's, in the same order of seeds.
@@ -85,15 +91,21 @@ def compare(
     """
     done = _done(candidate)
     sign = -1.0 if mode == "min" else 1.0
-    gains = [
-        sign * (one - two)
+    pairs = [
+        (one, two)
         for one, two in zip(candidate, baseline, strict=True)
         if one is not None and two is not None
     ]
+    gains = [sign * (one - two) for one, two in pairs]
     gain = _mean(gains)
     margin = chance = math.nan
-    if len(gains) > 1:
-        spread = _sd(gains) / math.sqrt(len(gains))
+    sd = _sd(gains)
+    if len(gains) == FEW:  # two that happen to be equal are no sign of little noise
+        each = [_sd([pair[side] for pair in pairs]) for side in (0, 1)]
+        sd = max(sd, math.hypot(*each) / math.sqrt(2))
+        sd = math.nan if sd == 0 != gain else sd
+    if len(gains) > 1 and not math.isnan(sd):
+        spread = sd / math.sqrt(len(gains))
         margin = float(stats.t.ppf((1 + level) / 2, len(gains) - 1)) * spread
         chance = _chance(gain, spread, len(gains) - 1)
     ties = sum(g == 0 for g in gains) / 2
@@ -107,7 +119,28 @@ def compare(
         high=gain + margin,
         wins=(sum(g > 0 for g in gains) + ties) / len(gains) if gains else math.nan,
         chance=chance,
+        pairs=len(gains),
     )
+
+
+def most_failures(failures: int, runs: int, level: float = 0.95) -> float:
+    """The largest rate of failures that what was seen does not exclude (Clopper-Pearson).
+
+    Args:
+        failures: How many runs failed.
+        runs: Of how many, at least 1.
+        level: Confidence of the one-sided bound.
+
+    References:
+        Clopper, Pearson (1934), https://doi.org/10.1093/biomet/26.4.404
+
+    Example:
+        >>> round(most_failures(0, 5), 2), round(most_failures(0, 100), 2)
+        (0.45, 0.03)
+    """
+    if failures == runs:
+        return 1.0
+    return float(stats.beta.ppf(level, failures + 1, runs - failures))
 
 
 def chances_of_best(

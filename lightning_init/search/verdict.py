@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from lightning_init.search.candidates import Candidate, Run, label, short
 from lightning_init.search.keys import leaf
-from lightning_init.search.lengthen import fall
+from lightning_init.search.lengthen import learned
 from lightning_init.search.space import scheme
-from lightning_init.search.statistics import Comparison
+from lightning_init.search.statistics import FEW, Comparison, most_failures
 from lightning_init.search.sweep import rates_text
 from lightning_init.strategies.spec import InitSpec
 
@@ -89,6 +89,7 @@ def lines(result: SearchResult) -> list[str]:
         *_sensitivity(result),
         *_failures([*result.candidates, result.baseline]),
         *_without(result),
+        *_few(result),
         *_crashes(result),
         *_taken_back(result),
         *_nothing_learned(result),
@@ -108,7 +109,7 @@ def interval(found: Comparison) -> str:
     if math.isnan(found.gain):
         return "no pair"
     if math.isnan(found.low):
-        return f"{found.gain:+.3g} (one pair)"
+        return f"{found.gain:+.3g} ({'one pair' if found.pairs == 1 else 'no interval'})"
     return f"{found.gain:+.3g} [{found.low:+.3g}, {found.high:+.3g}]"
 
 
@@ -225,6 +226,22 @@ def _without(result: SearchResult) -> Iterator[str]:
             yield f"no result for {name}: {reason}"
 
 
+def _few(result: SearchResult) -> Iterator[str]:
+    """What so few seeds cannot tell."""
+    if any(found.pairs == FEW for found in result.comparisons):
+        yield (
+            f"an interval from {FEW} pairs of runs is not to be trusted, nor is what it decides: "
+            "5 seeds are usual"
+        )
+    best = result.best
+    if not best.is_baseline and all(run.metric is not None for run in best.runs):
+        bound = most_failures(0, len(best.runs))
+        yield (
+            f"{best.label} failed on 0 of {len(best.runs)} seeds, which excludes a failure rate "
+            f"above {100 * bound:.0f} % and no lower one (95 %)"
+        )
+
+
 def _crashes(result: SearchResult) -> Iterator[str]:
     """How many trials of the screening crashed twice: a bug, or too little memory or time."""
     found = [t["reason"] for t in result.trials if t["state"] == "COMPLETE"]
@@ -246,9 +263,8 @@ def _nothing_learned(result: SearchResult) -> Iterator[str]:
     """Trials that are too short to tell anything apart say nothing of the inits."""
     if result.note:
         yield result.note
-    falls = [fall(trial["curve"]) for trial in result.trials if trial["metric"] is not None]
-    known = [one for one in falls if one is not None]
-    if len(known) > 2 and max(known) == 0:
+    curves = [trial["curve"] for trial in result.trials if trial["metric"] is not None]
+    if learned(curves) is False:
         yield (
             "no trial has learned anything yet: no training loss fell by more than the noise, so "
             "inits cannot be told apart: pass longer --steps"

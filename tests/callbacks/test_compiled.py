@@ -11,48 +11,14 @@ from torch import nn
 
 from lightning_init import InitCallback
 from tests.callbacks import nets
-from tests.callbacks.nets import AtStart, Digits, mlp
+from tests.callbacks.nets import Digits, mlp
 from tests.callbacks.watching import (
     Still,
-    by_name,
-    losses,
     reading,
 )
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("how", ["module", "child", "configure_model", "in_place"])
-def test_compiled_models(how: str) -> None:
-    class Late(Digits):
-        def configure_model(self) -> None:
-            if not hasattr(self, "net"):
-                self.net = torch.compile(mlp(), backend="eager")
-
-    class Unlogged(Digits):  # self.log inside a compiled module fails without us too
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return self.loss(batch)
-
-    module: Any = Late() if how == "configure_model" else Unlogged(mlp())
-    if how == "child":
-        module.net = torch.compile(module.net, backend="eager")
-    if how == "in_place":
-        module.net.compile(backend="eager")
-    fitted = torch.compile(module, backend="eager") if how == "module" else module
-    callback, start = InitCallback("orthogonal", seed=3), AtStart()
-    nets.fit(fitted, callback, start, max_steps=3)
-    nets.fit(Digits(mlp()), InitCallback("orthogonal", seed=3), plain := AtStart(), max_steps=1)
-    assert nets.same(start.weights, plain.weights)
-    assert callback.plan is not None
-    names = [entry.info.name for entry in callback.plan]
-    assert names == list(plain.weights)
-    assert callback.report is not None
-    assert not [why for why in callback.report.blind if "activations" in why]
-    assert [len(step.layers) for step in callback.report.readings.steps] == [3, 0, 3]
-    assert len(losses(callback)) == 3
-    assert all(grad > 0 for grad in by_name(callback, 2).values())
-    assert nets.hooks(module) == []
-
-
+@pytest.mark.case(35)
 @pytest.mark.parametrize("how", ["module", "child", "function"])
 def test_compiled_training_is_neither_changed_nor_compiled_again(how: str) -> None:
     class Unlogged(Digits):
@@ -96,6 +62,7 @@ def test_compiled_training_is_neither_changed_nor_compiled_again(how: str) -> No
     assert all(weight.update > 0 for weight in matrices)
 
 
+@pytest.mark.case(35)
 def test_what_a_compiled_model_does_beside_is_what_it_does() -> None:
     def run(compiled: bool) -> InitCallback:
         module: Any = Still(mlp())

@@ -61,6 +61,7 @@ def test_nothing_is_hooked_without_steps_to_monitor() -> None:
     assert seen.counts == [0, 0]
 
 
+@pytest.mark.case(2, 3)
 @pytest.mark.parametrize("name", MODULES)
 def test_nothing_is_left_after_a_fit(name: str) -> None:
     module = MODULES[name]()
@@ -114,6 +115,7 @@ def stumbling(stage: str, error: type[BaseException]) -> Digits:
     return kind(stage, error)
 
 
+@pytest.mark.case(36)
 @pytest.mark.parametrize("stage", STAGES)
 def test_nothing_is_left_after_an_error_anywhere(stage: str) -> None:
     module, callback = stumbling(stage, ArithmeticError), InitCallback("orthogonal")
@@ -130,6 +132,7 @@ def _interrupts() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.case(36)
 @pytest.mark.usefixtures("_interrupts")
 @pytest.mark.parametrize("stage", ["setup", "on_fit_start", "training_step"])
 def test_nothing_is_left_after_an_interrupt(stage: str) -> None:
@@ -139,6 +142,7 @@ def test_nothing_is_left_after_an_interrupt(stage: str) -> None:
     assert nets.hooks(module) == []
 
 
+@pytest.mark.case(36)
 def test_nothing_is_left_after_an_error_of_our_own() -> None:
     for module in (Digits(mlp()), BuiltInSetup(), BuiltInConfigureModel()):
         with pytest.raises(ValueError, match="matches no parameter"):
@@ -146,6 +150,7 @@ def test_nothing_is_left_after_an_error_of_our_own() -> None:
         assert nets.hooks(module) == []
 
 
+@pytest.mark.case(36)
 def test_an_error_in_another_callback_before_the_layers_exist_leaves_the_hook_of_the_module() -> (
     None
 ):

@@ -48,6 +48,7 @@ def weights_in(path: Path) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.case(6)
 @pytest.mark.parametrize("kind", NETS)
 @pytest.mark.parametrize("strategy", ["orthogonal", "lsuv", "auto"])
 def test_a_resumed_run_keeps_the_checkpoint(kind: str, strategy: str, said: list[str]) -> None:
@@ -80,6 +81,7 @@ class NewHead(Saved):
         return torch.optim.Adam(self.net.parameters(), lr=0.01)
 
 
+@pytest.mark.case(7)
 def test_what_a_checkpoint_lacks_keeps_our_values() -> None:
     path, start = checkpoint("mlp", steps=4), AtStart()
     old = weights_in(path)
@@ -89,6 +91,7 @@ def test_what_a_checkpoint_lacks_keeps_our_values() -> None:
     assert (start.weights["extra.weight"] == 0.25).all()
 
 
+@pytest.mark.case(8, 9)
 @pytest.mark.parametrize("kind", NETS)
 @pytest.mark.parametrize("watched", [True, False], ids=["watched_before", "never_seen"])
 @pytest.mark.parametrize("how", ["new_trainer", "deepcopy", "load_from_checkpoint"])
@@ -110,6 +113,7 @@ def test_trained_weights_are_kept_in_a_new_trainer(
     assert "left alone" in text or "0 tensors drawn" in text
 
 
+@pytest.mark.case(8)
 @pytest.mark.parametrize("watched", [True, False], ids=["watched_before", "never_seen"])
 def test_a_second_fit_of_the_same_trainer_goes_on(watched: bool, said: list[str]) -> None:
     callback, start = InitCallback("orthogonal", seed=1), AtStart()
@@ -124,6 +128,7 @@ def test_a_second_fit_of_the_same_trainer_goes_on(watched: bool, said: list[str]
     assert trainer.global_step == 62
 
 
+@pytest.mark.case(8)
 def test_the_same_callback_in_a_second_fit_says_so_and_writes_nothing(said: list[str]) -> None:
     callback, module = InitCallback("orthogonal", seed=1), Saved("batch_norm")
     trainer = nets.trainer(callback, max_steps=2)
@@ -153,6 +158,7 @@ def test_scope_all_writes_trained_weights() -> None:
     assert all((value == 0).all() for value in start.weights.values())
 
 
+@pytest.mark.case(10)
 def test_a_new_module_in_a_trainer_that_resumed_before_is_initialized_and_watched() -> None:
     path = checkpoint("batch_norm", steps=4)
     callback, start = InitCallback("orthogonal", seed=1), AtStart()
@@ -171,6 +177,7 @@ def test_a_new_module_in_a_trainer_that_resumed_before_is_initialized_and_watche
     assert sorted(callback.report.readings.loss) == [0, 1, 2]
 
 
+@pytest.mark.case(9)
 @pytest.mark.filterwarnings("ignore::lightning_init.callbacks.actions.UnhealthyWarning")  # zeros
 @pytest.mark.parametrize("how", ["transformers_flag", "structure"])
 def test_loaded_tensors_are_kept_by_what_marks_them(how: str) -> None:

@@ -62,6 +62,7 @@ def started(module: Digits, *callbacks: pl.Callback, **arguments: Any) -> dict[s
     return start.weights
 
 
+@pytest.mark.case(1)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("net", [mlp, noisy, Rows])
 def test_weights_at_the_start_are_those_of_initialize(
@@ -71,6 +72,7 @@ def test_weights_at_the_start_are_those_of_initialize(
     assert nets.same(started(Digits(net()), quiet(strategy)), expected)
 
 
+@pytest.mark.case(2, 3, 4)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("late", LATE)
 def test_layers_built_later_get_the_same_weights(strategy: str, late: str) -> None:
@@ -80,6 +82,7 @@ def test_layers_built_later_get_the_same_weights(strategy: str, late: str) -> No
     assert not nets.hooks(module)
 
 
+@pytest.mark.case(4)
 def test_overrides_and_scope_may_name_layers_built_later() -> None:
     overrides = {"net.4.weight": "constant"}
     found = started(BuiltInThreePlaces(), quiet("orthogonal", overrides=overrides))
@@ -125,6 +128,7 @@ def test_a_stream_calibrates_on_its_first_batch(said: list[str]) -> None:
     assert "not calibrated" not in "\n".join(said)
 
 
+@pytest.mark.case(12)
 def test_validation_before_fit_changes_nothing_and_fit_still_initializes() -> None:
     module, callback = Validated(mlp()), quiet("orthogonal")
     before, data = nets.weights(module), DataLoader(digits(), 600)
@@ -141,6 +145,7 @@ def test_validation_before_fit_changes_nothing_and_fit_still_initializes() -> No
     assert nets.same(nets.weights(module), after)
 
 
+@pytest.mark.case(13)
 @pytest.mark.parametrize("strategy", ["orthogonal", "auto"])
 def test_tuner_then_fit_starts_from_our_weights(strategy: str) -> None:
     module, callback = Digits(noisy()), quiet(strategy)
@@ -161,6 +166,7 @@ def test_tuner_then_fit_starts_from_our_weights(strategy: str) -> None:
     assert callback.fingerprint is not None
 
 
+@pytest.mark.case(14)
 def test_a_learning_rate_finder_in_the_run_is_neither_watched_nor_taken_for_a_resume() -> None:
     module, callback, start = Digits(noisy()), InitCallback("orthogonal", seed=3), AtStart()
     finder = LearningRateFinder(num_training_steps=8, min_lr=1e-4, max_lr=1e-2)
@@ -187,7 +193,7 @@ class Frozen(Digits):
         return nn.functional.cross_entropy(self.out(hidden) + self.net[4](hidden), y)
 
 
-@pytest.mark.case(37)
+@pytest.mark.case(17, 37)
 def test_frozen_weights_are_kept_and_ties_stay_ties() -> None:
     module = Frozen()
     before, tied = nets.weights(module), module.table.weight

@@ -137,6 +137,7 @@ def callback(**arguments: Any) -> InitCallback:
     return InitCallback("kaiming_normal", seed=5, monitor_steps=0, **arguments)
 
 
+@pytest.mark.case(9)
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_only_the_new_head_is_drawn(kind: str, said: list[str]) -> None:
     init = callback()
@@ -171,6 +172,7 @@ class Projected(Finetuned):
         return self.head(self.between(self.encoder(x)))
 
 
+@pytest.mark.case(9)
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_an_encoder_that_is_loaded_in_the_constructor(kind: str) -> None:
     assert changed(LoadsInside(kind), callback=callback()) == HEAD
@@ -215,6 +217,7 @@ class Deeper(Finetuned):
         assert len(missing.missing_keys) == 24
 
 
+@pytest.mark.case(9)
 def test_the_layers_that_a_checkpoint_lacks_are_drawn() -> None:
     module = Deeper()
     found = changed(module, callback=callback())
@@ -239,6 +242,7 @@ class Sentences(Finetuned):
         return self.head(self.encoder(input_ids=x).last_hidden_state[:, 0])
 
 
+@pytest.mark.case(9)
 @pytest.mark.parametrize("marked", [False, True])
 def test_a_real_pretrained_model(marked: bool, said: list[str]) -> None:
     transformers = pytest.importorskip("transformers")

@@ -27,6 +27,7 @@ from tests.callbacks.watching import (
 )
 
 
+@pytest.mark.case(30)
 def test_accumulated_batches_show_their_own_loss_and_the_gradient_of_all() -> None:
     callback, start = watched(Still(mlp()), accumulate_grad_batches=3, max_steps=2)
     values, grad = alone(start, first(3))
@@ -34,6 +35,7 @@ def test_accumulated_batches_show_their_own_loss_and_the_gradient_of_all() -> No
     assert by_name(callback, 2)["net.2.weight"] == pytest.approx(float(grad), rel=1e-5)
 
 
+@pytest.mark.case(31)
 @pytest.mark.parametrize("how", ["norm", "value"])
 def test_gradients_are_those_before_clipping(how: str) -> None:
     clip = {"gradient_clip_val": 1e-4, "gradient_clip_algorithm": how}
@@ -42,6 +44,7 @@ def test_gradients_are_those_before_clipping(how: str) -> None:
     assert by_name(callback, 1)["net.2.weight"] == pytest.approx(float(grad), rel=1e-5)
 
 
+@pytest.mark.case(33)
 def test_lbfgs_calls_a_step_several_times() -> None:
     class Newton(Digits):
         def configure_optimizers(self) -> Any:
@@ -54,6 +57,7 @@ def test_lbfgs_calls_a_step_several_times() -> None:
     assert loss.value == pytest.approx(alone(start, first(1))[0][0], rel=1e-5)
 
 
+@pytest.mark.case(33)
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`:UserWarning")  # lightning
 def test_a_step_may_return_a_mapping_or_nothing() -> None:
     class Maps(Still):
@@ -112,6 +116,7 @@ class TwoPlayers(Digits):
         return made, [torch.optim.lr_scheduler.StepLR(each, 2) for each in made]
 
 
+@pytest.mark.case(32)
 @pytest.mark.filterwarnings(
     "ignore:lightning_init. WARNING collapsed_samples"
 )  # a new judge says one thing
@@ -133,6 +138,7 @@ def test_two_optimizers_by_hand() -> None:
     assert nets.same(nets.weights(plain), nets.weights(module))
 
 
+@pytest.mark.case(30)
 def test_under_accumulation_the_batches_that_step_are_read() -> None:
     module = Digits(mlp(), lr=0.01)
     callback, _ = watched(module, accumulate_grad_batches=4, max_steps=6)
@@ -180,6 +186,7 @@ def test_the_update_is_what_the_optimizer_did() -> None:
         assert read.update == pytest.approx(moved[step], rel=1e-4)
 
 
+@pytest.mark.case(34)
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointed_segments_are_read_once(reentrant: bool) -> None:
     class Segments(Still):

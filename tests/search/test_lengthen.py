@@ -10,7 +10,7 @@ import pytest
 from lightning_init import SearchResult, search_init
 from lightning_init.search.budget import Budget
 from lightning_init.search.journal import open_storage
-from lightning_init.search.lengthen import fall, longer
+from lightning_init.search.lengthen import learned, longer
 from lightning_init.search.study import JOURNAL
 from lightning_init.search.trial import Outcome, Report, Trial
 from tests.search.fakes import SPACE, AtCall, Recorded, interrupt
@@ -123,18 +123,24 @@ def curve(values: np.ndarray) -> list[tuple[int, float]]:
     return [(step, float(value)) for step, value in enumerate(values, start=1)]
 
 
-def test_a_fall_is_told_from_the_noise_of_guessing():
+def test_what_has_learned_is_told_from_what_came_down_to_guessing():
     steps, noise = np.arange(80), np.random.default_rng(0).standard_normal(80)
-    assert fall(curve(2.3 + 0.02 * noise)) == 0
-    # Logits that start too large and go back to guessing have taught nothing.
-    assert fall(curve(2.3 + 0.1 * np.exp(-steps) + 0.02 * noise)) == 0
-    assert fall(curve(2.3 - 0.005 * steps)) == pytest.approx(0.005 * 72 / (2.3 - 0.0175))
+    guess, tall = curve(2.303 + 0.02 * noise), curve(2.3 + 8 * np.exp(-steps / 8) + 0.02 * noise)
+    assert learned([guess] * 3) is False
+    assert learned([guess, guess, tall]) is False
+    start = 2.303 + 0.02 * float(noise[:8].mean())
+    for share, enough in ((0.049, False), (0.051, True)):
+        sudden = np.where(steps < 30, 2.4, (1 - share) * start)
+        assert learned([guess, tall, curve(sudden)]) is enough
     # The loss of an autoencoder has a floor: a fall of 2 % that goes on is one.
-    assert fall(curve(550 - 0.14 * steps + 0.3 * noise)) == pytest.approx(0.0184, abs=0.002)
-    assert fall(curve(550 + 0.3 * noise)) == 0
-    assert fall(curve(np.full(80, 2.3))) == 0
+    slow, still = curve(550 - 0.14 * steps + 0.3 * noise), curve(550 + 0.3 * noise)
+    assert learned([still, still, slow]) is True
+    assert learned([still, still, still]) is False
+    # What still comes down, but is above guessing, has not got there yet.
+    assert learned([guess, guess, curve(4.0 - 0.01 * steps + 0.01 * noise)]) is False
     for unknown in (curve(2.3 - steps[:11]), curve(-1.0 - steps), curve(np.full(80, np.nan))):
-        assert fall(unknown) is None
+        assert learned([unknown] * 3) is None
+    assert learned([guess, guess]) is None
 
 
 def test_how_much_longer():

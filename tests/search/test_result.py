@@ -229,3 +229,24 @@ def test_trials_that_learned_nothing_are_said_to_be_too_short(fall, said):
     text = "\n".join(find(evaluate).lines())
     assert ("no trial has learned anything yet" in text) is said
     assert ("longer --steps" in text) is said
+
+
+def test_what_five_seeds_or_two_cannot_tell(result):
+    said = [line for line in find(confirm_seeds=5).lines() if "failed on 0 of 5 seeds" in line]
+    assert said[0].endswith("which excludes a failure rate above 45 % and no lower one (95 %)")
+    assert any("above 63 % and no lower" in line for line in result.lines()), "of three"
+    assert not any("2 pairs of runs" in line for line in result.lines())
+    two = find(confirm_seeds=2)
+    assert any("an interval from 2 pairs of runs is not to be trusted" in x for x in two.lines())
+
+
+def test_two_equal_differences_are_no_win():
+    def evaluate(trial, report):
+        return Outcome(2.0 - (trial.spec.strategy == "orthogonal"), ((1, 2.0), (2, 1.0)))
+
+    found = find(evaluate, confirm_seeds=2)
+    assert found.best is found.baseline
+    assert "no difference found" in found.verdict()
+    assert "(no interval)" in "".join("".join(row) for row in found.rows())
+    assert strict(json.dumps(found.to_dict()))
+    assert find(evaluate, confirm_seeds=3).best.spec == InitSpec("orthogonal")

@@ -12,7 +12,12 @@ from lightning_init import InitSpec
 from lightning_init.search.budget import Goal
 from lightning_init.search.candidates import Candidate, Run
 from lightning_init.search.result import SearchResult
-from lightning_init.search.statistics import chances_of_best, compare, stability
+from lightning_init.search.statistics import (
+    chances_of_best,
+    compare,
+    most_failures,
+    stability,
+)
 
 RNG = np.random.default_rng(0)
 ONE, TWO = RNG.normal(1.0, 0.2, 7).tolist(), RNG.normal(1.1, 0.2, 7).tolist()
@@ -67,10 +72,10 @@ def test_ties_count_half_and_equal_runs_are_not_better():
 
 
 def test_a_failed_candidate_run_is_counted_and_not_paired():
-    found = compare([1.0, None, 1.2], [2.0, 2.0, 2.3])
-    assert (found.n, found.failures) == (2, 1)
+    found = compare([1.0, None, 1.2, 1.1], [2.0, 2.0, 2.3, 2.1])
+    assert (found.n, found.failures, found.pairs) == (3, 1, 3)
     assert found.mean == pytest.approx(1.1)
-    assert found.gain == pytest.approx(1.05)
+    assert found.gain == pytest.approx(3.1 / 3)
     assert found.low > 0
     assert not found.better(0), "it fails more often than the baseline"
     assert found.better(1)
@@ -125,7 +130,9 @@ def simulated(delta: float, seeds: int, times: int = 4000) -> int:
 @pytest.mark.parametrize("seeds", [2, 3, 5, 8])
 def test_a_planted_zero_is_called_better_at_the_nominal_rate(seeds):
     low, high = stats.binom.interval(0.9999, 4000, 0.025)
-    assert low <= simulated(0.0, seeds) <= high
+    found = simulated(0.0, seeds)
+    assert found <= high
+    assert found >= low or seeds == 2, "two pairs are judged more strictly"
 
 
 def test_a_planted_difference_is_found():
@@ -199,10 +206,47 @@ def test_the_chance_of_being_better_is_students():
 
 
 def test_no_spread_is_certain():
-    found = compare([1.0, 1.0], [2.0, 2.0])
+    found = compare([1.0] * 3, [2.0] * 3)
     assert (found.low, found.high, found.chance) == (1, 1, 1)
-    assert compare([2.0, 2.0], [1.0, 1.0]).chance == 0
-    assert compare([2.0, 2.0], [1.0, 1.0]).worse
+    assert compare([2.0] * 3, [1.0] * 3).chance == 0
+    assert compare([2.0] * 3, [1.0] * 3).worse
+
+
+def test_two_equal_differences_decide_nothing():
+    found = compare([1.0, 1.0], [2.0, 2.0])
+    assert (found.gain, found.pairs) == (1.0, 2)
+    assert math.isnan(found.low)
+    assert math.isnan(found.chance)
+    assert not found.better(0)
+    assert compare([2.0, 2.0], [1.0, 1.0]).worse, "nothing that looks worse is recommended"
+    found = compare([1.0, 1.5], [2.0, 2.5])
+    half = stats.t.ppf(0.975, 1) * math.sqrt(0.125) / math.sqrt(2)  # the runs' own deviation
+    assert found.low == pytest.approx(1.0 - half)
+    assert not found.better(0)
+    assert compare([1.0, 1.01], [2.0, 2.01]).better(0), "a hundred times what seeds do"
+    same = compare([1.0, 1.0], [1.0, 1.0])
+    assert (same.low, same.high, same.better(0), same.worse) == (0, 0, False, False)
+
+
+def test_rounded_metrics_of_two_seeds_are_called_better_no_more_often_than_agreed():
+    """Accuracies of few samples: differences are equal by chance all the time."""
+    times = 4000
+    one = RNG.binomial(10, 0.7, size=(times, 2)) / 10
+    two = RNG.binomial(10, 0.7, size=(times, 2)) / 10
+    equal = sum(a[0] - b[0] == pytest.approx(a[1] - b[1]) for a, b in zip(one, two, strict=True))
+    found = sum(
+        compare(a, b, "max").better(0) for a, b in zip(one.tolist(), two.tolist(), strict=True)
+    )
+    assert equal > 0.1 * times
+    assert found <= stats.binom.ppf(0.9999, times, 0.025)
+
+
+@pytest.mark.parametrize(("failures", "runs"), [(0, 5), (0, 1), (1, 8), (5, 5)])
+def test_the_most_failures_that_are_not_excluded(failures, runs):
+    """Oracle: SciPy's exact interval."""
+    exact = stats.binomtest(failures, runs, alternative="less").proportion_ci(0.95)
+    assert most_failures(failures, runs) == pytest.approx(exact.high)
+    assert most_failures(0, 5) == pytest.approx(1 - 0.05 ** (1 / 5))
 
 
 def test_the_chance_of_being_the_best():
