@@ -76,7 +76,7 @@ def outcome(make: Callable[[], Digits], loader: Any, *callbacks: Any, **argument
         "state": dict(module.state_dict()),
         "optimizer": trainer.optimizers[0].state_dict(),
         "batches": module.seen,
-        "taken": getattr(data.dataset, "taken", 0),
+        "taken": getattr(getattr(data, "dataset", None), "taken", 0),
         "order": None if generator is None else generator.get_state(),
         "metrics": dict(trainer.callback_metrics),
         "mode": [m.training for m in module.modules()],
@@ -88,6 +88,7 @@ def assert_same(one: dict[str, Any], two: dict[str, Any]) -> None:
     assert not different
 
 
+@pytest.mark.case(41)
 @pytest.mark.parametrize("loader", LOADERS)
 def test_same_training_for_any_data(loader: str) -> None:
     make = MODULES["noisy"]
@@ -96,12 +97,14 @@ def test_same_training_for_any_data(loader: str) -> None:
     assert_same(plain, outcome(make, LOADERS[loader], InitCallback("keep", monitor_steps=15)))
 
 
+@pytest.mark.case(41, 50)
 @pytest.mark.parametrize("module", ["lstm", "metrics", "own_noise"])
 def test_same_training_for_any_module(module: str) -> None:
     make, loader = MODULES[module], LOADERS["shuffled"]
     assert_same(outcome(make, loader), outcome(make, loader, InitCallback("keep")))
 
 
+@pytest.mark.case(41)
 def test_same_training_with_a_tensorboard_logger(tmp_path: Path) -> None:
     def run(folder: str, *callbacks: Any) -> Any:
         logger = TensorBoardLogger(tmp_path / folder)
@@ -110,6 +113,7 @@ def test_same_training_with_a_tensorboard_logger(tmp_path: Path) -> None:
     assert_same(run("plain"), run("watched", InitCallback("keep")))
 
 
+@pytest.mark.case(41)
 def test_same_training_under_a_monitor_alone_and_with_validation_in_between() -> None:
     def run(*callbacks: Any) -> Any:
         return outcome(
@@ -125,6 +129,7 @@ def test_same_training_under_a_monitor_alone_and_with_validation_in_between() ->
     assert_same(plain, run(InitCallback("keep", monitor_steps=0)))
 
 
+@pytest.mark.case(41)
 def test_random_states_are_those_of_a_run_with_another_scheme_too() -> None:
     def rng(strategy: str) -> Any:
         make = MODULES["noisy"]
@@ -144,6 +149,7 @@ class Popping(Digits):
         return self.loss((batch["x"].mul_(0.5), y))
 
 
+@pytest.mark.case(41)
 def test_a_step_that_changes_its_batch_gets_an_untouched_one() -> None:
     def as_dict(samples: list[Any]) -> dict[str, Tensor]:
         xs, ys = zip(*samples, strict=True)
@@ -157,15 +163,6 @@ def test_a_step_that_changes_its_batch_gets_an_untouched_one() -> None:
     assert_same(plain, outcome(lambda: Popping(noisy()), loader, callback))
     assert callback.report is not None
     assert not callback.report.blind
-
-
-@pytest.mark.slow
-def test_same_training_with_worker_processes() -> None:
-    def loader() -> DataLoader[Any]:
-        return DataLoader(digits(), 32, shuffle=True, num_workers=2)
-
-    make = MODULES["noisy"]
-    assert_same(outcome(make, loader), outcome(make, loader, InitCallback("keep")))
 
 
 class Counts(torch.utils.data.Dataset[Any]):
@@ -200,6 +197,7 @@ class Teaches(Digits):
         return self.loss(batch) + self.queue[-1] * self.net[-1].weight.square().sum()
 
 
+@pytest.mark.case(41)
 @pytest.mark.filterwarnings("ignore:lightning_init. WARNING frozen_layers")  # the teacher
 @pytest.mark.parametrize("strategy", ["keep", "constant"])
 def test_a_step_that_writes_weights_and_state_trains_the_same(strategy: str) -> None:

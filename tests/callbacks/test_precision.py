@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -155,3 +156,62 @@ def test_a_step_that_the_scaler_skips_is_no_update_and_no_finding() -> None:
     for step in (1, 2):
         assert all(math.isnan(weight.update) for weight in reading(callback, step).weights)
     assert callback.report.errors == ()
+
+
+@pytest.mark.case(28)
+def test_losses_and_every_number_of_a_scaled_run_are_those_of_an_unscaled_one() -> None:
+    callback, _ = watched(Still(mlp()), plugins=[fp16(2.0**12)], max_steps=4)
+    plain, start = watched(Still(mlp()), max_steps=4)
+    assert losses(callback) == pytest.approx(alone(start, first(4))[0], rel=0.01)
+    assert callback.report is not None
+    assert plain.report is not None
+    both = zip(callback.report.readings.steps, plain.report.readings.steps, strict=True)
+    for one, two in both:
+        for scaled, exact in zip(one.weights, two.weights, strict=True):
+            assert scaled.grad_rms == pytest.approx(exact.grad_rms, rel=0.02)
+            assert scaled.twins == pytest.approx(exact.twins, nan_ok=True)
+
+
+@pytest.mark.case(28)
+def test_one_step_whose_gradients_overflow() -> None:
+    class Overflows(Digits):
+        def on_after_backward(self) -> None:
+            if self.trainer.global_step == 2 and not self.done:
+                self.done = True
+                assert self.net[2].weight.grad is not None
+                self.net[2].weight.grad[0, 0] = torch.inf
+
+        done = False
+
+    module = Overflows(mlp())
+    callback, _ = watched(module, plugins=[fp16(64.0)], max_steps=6)
+    assert module.done
+    assert callback.report is not None
+    assert callback.report.findings == ()
+    moved = {
+        step.step: [weight.update for weight in step.weights if len(weight.shape) > 1]
+        for step in callback.report.readings.steps
+    }
+    assert all(math.isnan(update) for update in moved[2])
+    assert all(update > 0 for step in (1, 5) for update in moved[step])
+
+
+@pytest.mark.case(27)
+@pytest.mark.parametrize("how", ["assigned", "copied"])
+def test_weights_that_were_written_zero_times_but_hold_something_are_kept(how: str) -> None:
+    """A module's own init counts as a write; a copy and an assigned checkpoint do not."""
+    trained = Digits(mlp())
+    nets.fit(trained, max_steps=30)
+    with torch.no_grad():
+        trained.net[4].weight.zero_()
+    if how == "assigned":
+        module = Digits(mlp())
+        read = {key: value.clone() for key, value in trained.state_dict().items()}
+        module.load_state_dict(read, assign=True)
+    else:
+        module = copy.deepcopy(trained)
+        module.__dict__.pop("_lightning_init", None)
+    assert all(parameter._version == 0 for parameter in module.parameters())
+    _, start = fitted(module, InitCallback("orthogonal", seed=3, verbose=False))
+    for name in ("net.0.weight", "net.2.weight", "net.2.bias"):
+        assert torch.equal(start.weights[name], trained.state_dict()[name])
