@@ -274,18 +274,25 @@ def _nothing_learned(result: SearchResult) -> Iterator[str]:
         )
 
 
-def _undecided(result: SearchResult) -> Iterator[str]:
-    """Where something is probably better, but not by more than the noise: what would tell."""
-    if not result.best.is_baseline or len(result.goals) > 1 or not result.candidates:
-        return
+def promising(result: SearchResult) -> tuple[Candidate, Comparison, int] | None:
+    """Who is probably better, but not by more than the noise, and how many seeds may tell."""
+    if not result.best.is_baseline or len(result.goals) > 1:
+        return None
     level = level_for(len(result.candidates), 1)
+    own = sum(run.metric is None for run in result.baseline.runs)
     for one, found in zip(result.candidates, result.comparisons, strict=True):
-        failed = found.failures > sum(run.metric is None for run in result.baseline.runs)
-        pairs = None if failed or not found.chance >= _LIKELY else pairs_for(found, level)
-        if pairs is not None:
-            yield (
-                f"undecided: {one.label} is better in {round(found.wins * found.pairs)} of "
-                f"{found.pairs} pairs (P {found.chance:.2f}), which may be noise: the same command "
-                f"with --confirm-seeds {pairs} may tell, and runs only what is new"
-            )
-            return
+        if found.failures <= own and found.chance >= _LIKELY:
+            pairs = pairs_for(found, level)
+            if pairs is not None:
+                return one, found, pairs
+    return None
+
+
+def _undecided(result: SearchResult) -> Iterator[str]:
+    if (known := promising(result)) is not None:
+        one, found, pairs = known
+        yield (
+            f"undecided: {one.label} is better in {round(found.wins * found.pairs)} of "
+            f"{found.pairs} pairs (P {found.chance:.2f}), which may be noise: the same command "
+            f"with --confirm-seeds {pairs} may tell, and runs only what is new"
+        )
