@@ -3,7 +3,7 @@
     python benchmarks/search_wins.py [--quick] [--only cnn] [--seed 0] [--workers 1]
 
 `lightning-init search` runs as it comes, only its trials are shortened with the trainings (`short`
-in search_tasks.py). Then full trainings on 8 seeds that nothing has seen, paired, three ways: the
+in search_tasks.py); where it says that more seeds may tell, it is run once more with those. Then full trainings on 8 seeds that nothing has seen, paired, three ways: the
 winner with its learning rate (`best.yaml`) against the others at the user's; all at the user's; and
 each at its own best of five rates (on two other seeds). The difference is in seed standard
 deviations of `keep`; a diverged training counts as twice the loss of guessing. `better` and `not
@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from lightning_init import InitSpec, search_init  # noqa: E402
 from lightning_init.search.evaluate import JobEvaluate  # noqa: E402
 from lightning_init.search.job import Job  # noqa: E402
 from lightning_init.search.settings import settings_for  # noqa: E402
+from lightning_init.search.verdict import promising  # noqa: E402
 
 TUNING, SEEDS = (301, 302), tuple(range(401, 409))
 
@@ -73,11 +75,15 @@ def winner(task: Task, seed: int, budget: Budget, cache: Path) -> Winner:
             confirm_seeds=budget.confirm,
         )
         chosen = settings_for(Job(task.config), options, "wins")
-        arguments = {**chosen.arguments, "storage": None, "log": None}
+        evaluate = JobEvaluate(chosen.config, chosen.objectives)
         began = time.perf_counter()
-        result = search_init(
-            JobEvaluate(chosen.config, chosen.objectives), chosen.space, **arguments
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            storage = Path(folder) / "study.journal"
+            arguments = {**chosen.arguments, "storage": storage, "log": None}
+            result = search_init(evaluate, chosen.space, **arguments)
+            if (more := promising(result)) is not None:  # as it says that one should
+                arguments["confirm_seeds"] = more[-1]
+                result = search_init(evaluate, chosen.space, **arguments)
         seconds = time.perf_counter() - began
         rows = [result.best.spec.to_dict(), result.best.config[LR], result.verdict(), seconds]
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """Writes what ran on what, from the results of tests: python docs/compatibility.py.
 
 The results come from `pytest --compatibility docs/compatibility/cpu.json`, and with a GPU from
-`pytest tests/test_gpu.py --compatibility docs/compatibility/gpu.json`.
+`pytest tests/test_gpu.py tests/callbacks/test_gpu.py tests/search/test_gpu.py --compatibility
+docs/compatibility/gpu.json`.
 """
 
 import json

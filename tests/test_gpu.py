@@ -1,6 +1,6 @@
 """On a real GPU: the same weights, the same readings, and no wait for the device between them.
 
-Skipped where there is none; `pytest -q tests/test_gpu.py` on a machine with one runs them all.
+Skipped where there is none, as `callbacks/test_gpu.py` and `search/test_gpu.py` are.
 """
 
 from __future__ import annotations

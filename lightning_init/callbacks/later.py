@@ -15,7 +15,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_utilities.core.overrides import is_overridden
 from torch import nn
 
+from lightning_init.architecture.unwritten import Unwritten
 from lightning_init.callbacks.arguments import callbacks_of
+
+_BUILD = ("configure_model", "setup")
 
 
 def builds_later(module: pl.LightningModule) -> str | None:
@@ -23,7 +26,7 @@ def builds_later(module: pl.LightningModule) -> str | None:
     # That of `pytorch_lightning` is another class of the same name.
     parents = (kind for kind in type(module).__mro__ if kind.__name__ == "LightningModule")
     parent = next(parents, pl.LightningModule)
-    for name in ("configure_model", "setup"):
+    for name in _BUILD:
         if is_overridden(name, module, parent):
             return name
     return None
@@ -63,7 +66,12 @@ class After:
         """As the module's own hook."""
         if self._once:
             self.remove()
-        result = self._original(*args, **kwargs)
+        if self._name in _BUILD:
+            with Unwritten() as seen:
+                result = self._original(*args, **kwargs)
+            seen.note(self._module)
+        else:
+            result = self._original(*args, **kwargs)
         self._then()
         return result
 

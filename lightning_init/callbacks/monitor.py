@@ -116,6 +116,7 @@ class HealthMonitor(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin anew."""
+        self._let_go()  # of a fit that another callback's `on_exception` has broken off
         self._start()
         self._report, self._other = None, self._overruled(trainer)
 

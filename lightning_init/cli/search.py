@@ -59,7 +59,8 @@ def search(settings: Settings, evaluate: JobEvaluate) -> int:
     except OtherStudyError:
         raise ConfigError(
             f"{settings.place} holds the search of another configuration (or of other --steps, "
-            f"--seed, --monitor, --strategies or axes): pass {settings.elsewhere}"
+            f"--seed, --objective in this order, --monitor, --strategies or axes): pass "
+            f"{settings.elsewhere}"
         ) from None
     except KeyboardInterrupt:
         console.print("interrupted: finished trials are kept, the same command goes on")

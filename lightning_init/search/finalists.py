@@ -60,11 +60,13 @@ def as_built(study: optuna.Study, space: Space) -> Candidate:
 def finalists(study: optuna.Study, budget: Budget, space: Space) -> list[Candidate]:
     """The best few, of one init with one learning rate each; of several goals, the Pareto front.
 
-    Of several that begin with the same weights, only the best is taken.
+    Of several that begin with the same weights, only the best is taken; none that begins with the
+    as-built model's.
     """
     found: dict[str, Candidate] = {}
-    seen = {as_built(study, space).content}
-    begun: set[str] = set()
+    built = as_built(study, space)
+    seen = {built.content}
+    begun = {_drawn(study.get_trials(deepcopy=False)[built.number], built, budget, space)}
     for trial in _in_order(study, budget):
         one = _candidate(space, trial)
         alike, drawn = without_rate(one, budget, space), _drawn(trial, one, budget, space)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,6 +18,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
@@ -60,7 +61,7 @@ def validate(
         if on_training_data:
             batches = _count(loop) if batches is None else batches
             source = trainer.fit_loop._data_source
-            loop._data_source = _DataLoaderSource(source.instance, "train_dataloader")
+            loop._data_source = _Training(source.instance, "train_dataloader")
             loop._combined_loader = None
         loop.setup_data()
         combined = loop._combined_loader
@@ -76,6 +77,15 @@ def validate(
             for put_back in undo:
                 put_back()
         return _numbers(trainer._logger_connector._callback_metrics)
+
+
+class _Training(_DataLoaderSource):
+    """The training data as training has it: of several loaders a batch each, not one after the other."""
+
+    def dataloader(self) -> Any:
+        loaders = super().dataloader()
+        several = isinstance(loaders, (Mapping, list, tuple))
+        return CombinedLoader(loaders, "max_size_cycle") if several else loaders
 
 
 class Marks(pl.Callback):

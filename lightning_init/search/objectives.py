@@ -78,6 +78,8 @@ class Objective:
         return "min" if self.kind in ("steps_to", "gap") else self.mode
 
 
+TRAIN_LOSS = "train_loss_end"  # the monitor of a model that logs no validation metric
+_VALIDATED = ("gap", "pruned", "ensemble")
 _LARGER = ("acc", "auc", "auroc", "f1", "precision", "recall", "iou", "dice", "r2", "bleu")
 
 
@@ -95,7 +97,8 @@ def parse_objectives(texts: Sequence[str], monitor: str, mode: Mode) -> tuple[Ob
     """Objectives from `last`, `steps_to=0.9`, ...; also several in one text, with commas.
 
     Raises:
-        ValueError: If one is not legal or named twice.
+        ValueError: If one is not legal, needs a validation that there is none of, or is named
+            twice.
 
     Example:
         >>> [o.name for o in parse_objectives(["last,pruned=0.9"], "val_loss", "min")]
@@ -108,7 +111,14 @@ def parse_objectives(texts: Sequence[str], monitor: str, mode: Mode) -> tuple[Ob
             number = float(value) if equals else None
         except ValueError:
             raise ValueError(f"--objective {text}: {value!r} is not a number") from None
-        found.append(Objective(kind, monitor, mode, number))  # type: ignore[arg-type]
+        one = Objective(kind, monitor, mode, number)  # type: ignore[arg-type]
+        if kind in _VALIDATED and monitor == TRAIN_LOSS:
+            raise ValueError(
+                f"objective {kind} runs your validation, but no validation metric is known: log "
+                "one in validation_step and name it as the monitor; without are last, area and "
+                "steps_to"
+            )
+        found.append(one)
     if len(set(found)) < len(found):
         raise ValueError(f"an objective is named twice: {', '.join(texts)}")
     return tuple(found)

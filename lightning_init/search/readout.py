@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from lightning_init.architecture.arguments import unknown
 from lightning_init.architecture.params import Architecture
 from lightning_init.callbacks.init import InitCallback
-from lightning_init.search.job import ConfigError
 from lightning_init.search.marks import Metrics, validate
 from lightning_init.search.measures import Distance, pruned
-from lightning_init.search.objectives import Objective
+from lightning_init.search.mistakes import ConfigError, one_line
+from lightning_init.search.objectives import TRAIN_LOSS as TRAIN_LOSS, Objective
 from lightning_init.search.trial import Trial
 
-TRAIN_LOSS = "train_loss_end"  # the monitor of a model that logs no validation metric
 _AREA, _STEPS_TO = 10, 20  # marks over the steps
 
 Found = Sequence[tuple[int, Metrics]]
@@ -70,7 +71,7 @@ class Readout(pl.Callback):
         if self._distance is not None:
             self.info["distance"] = self._distance(module)
         if "gap" in kinds:
-            self._training = validate(trainer, module, on_training_data=True)
+            self._training = _on_training_data(trainer, module)
         elif self._trial.measured:
             try:
                 self._training = validate(trainer, module, on_training_data=True)
@@ -86,8 +87,9 @@ class Readout(pl.Callback):
     def values(self, found: Found) -> tuple[list[float], str]:
         """Every objective in order; none and a reason if one of them has no finite value."""
         first, last = self._objectives[0], found[-1][1]
-        if self._trial.measured and first.monitor in self._training and first.monitor in last:
-            self.info["gap"] = _gap(first, last[first.monitor], self._training[first.monitor])
+        alike = _of_one_loader(first.monitor, self._training)
+        if self._trial.measured and alike in self._training and first.monitor in last:
+            self.info["gap"] = _gap(first, last[first.monitor], self._training[alike])
         values: list[float] = []
         for objective in self._objectives:
             value, reason = self._value(objective, found)
@@ -118,7 +120,8 @@ class Readout(pl.Callback):
                 _metric(name, last)
                 return self._steps_to(objective, course)
             case "gap":
-                return _gap(objective, _metric(name, last), _metric(name, self._training)), ""
+                alike = _of_one_loader(name, self._training)
+                return _gap(objective, _metric(name, last), _metric(alike, self._training)), ""
             case "pruned":
                 return _metric(name, self._pruned[objective.value or 0.0]), ""
             case "ensemble":
@@ -136,6 +139,23 @@ class Readout(pl.Callback):
         best = (max if sign > 0 else min)(values, default=math.nan)
         where = f"{objective.monitor} {target:g}"
         return math.nan, f"{where} not reached in {self._trial.steps} steps, best {best:.3g}"
+
+
+def _on_training_data(trainer: pl.Trainer, module: pl.LightningModule) -> Metrics:
+    try:
+        return validate(trainer, module, on_training_data=True)
+    except (ConfigError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"objective gap: validation_step fails on batches of the training data "
+            f"({type(error).__name__}: {one_line(error)}); it must take both alike"
+        ) from error
+
+
+def _of_one_loader(name: str, metrics: Metrics) -> str:
+    """What is logged for one of several validation loaders has a plain name on training data."""
+    return name if name in metrics else re.sub(r"/dataloader_idx_\d+$", "", name)
 
 
 def _course(objective: Objective, found: Found) -> list[tuple[int, float]]:

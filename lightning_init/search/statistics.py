@@ -123,6 +123,36 @@ def compare(
     )
 
 
+def pairs_for(found: Comparison, level: float) -> int | None:
+    """How many pairs would show a gain as large as this one, if the noise stays what it is.
+
+    The smallest n with `t(level, n - 1) * sd / sqrt(n) <= 0.75 * gain`: the gain that was seen is
+    rather too large than too small where it is the largest of several.
+
+    Args:
+        found: A gain whose interval does not exclude zero.
+        level: Of the interval.
+
+    Returns:
+        None if there is no gain, no interval, or if more than eight times the pairs are needed.
+
+    Example:
+        >>> found = compare([1.0, 1.4, 1.9, 1.2, 2.0], [2.0, 2.1, 1.8, 2.0, 2.1], level=0.99)
+        >>> found.better(0), pairs_for(found, 0.99)
+        (False, 15)
+    """
+    margin = found.gain - found.low
+    if not (found.gain > 0 and margin > found.gain):
+        return None
+
+    def quantile(pairs: int) -> float:
+        return float(stats.t.ppf((1 + level) / 2, pairs - 1)) / math.sqrt(pairs)
+
+    sd = margin / quantile(found.pairs)
+    more = range(found.pairs + 1, 8 * found.pairs + 1)
+    return next((n for n in more if quantile(n) * sd <= 0.75 * found.gain), None)
+
+
 def most_failures(failures: int, runs: int, level: float = 0.95) -> float:
     """The largest rate of failures that what was seen does not exclude (Clopper-Pearson).
 

@@ -23,6 +23,7 @@ from lightning_init.search.trial import Trial
 from lightning_init.strategies.spec import InitSpec
 
 RATES = 5  # per init
+_ALIKE = 0.01  # of the metric: over one seed nobody can tell
 Rates = tuple[tuple[float, float | None], ...]
 
 
@@ -72,11 +73,11 @@ class Sweep(Runs):
         return found + [one if several else self._at_best(one) for one in self._finalists]
 
     def _at_best(self, one: Candidate) -> Candidate:
-        rate = best_rate(self._measured(one), self._budget.mode)
-        own = one.config[self._budget.lr_key]
-        if rate is None or rate == float(own):
+        """At the lowest of the rates that are as good as the best: the farthest from divergence."""
+        span = tolerant(self._measured(one), self._budget.mode, _ALIKE)
+        if span is None or span[0] == float(one.config[self._budget.lr_key]):
             return one
-        return replace(one, config={**one.config, self._budget.lr_key: rate})
+        return replace(one, config={**one.config, self._budget.lr_key: span[0]})
 
     def _measured(self, one: Candidate) -> Rates:
         found = dict(self._tried.get(without_rate(one, self._budget, self._space), {}))

@@ -7,16 +7,18 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_init.search.candidates import Candidate, Run, label, short
+from lightning_init.search.decision import level_for
 from lightning_init.search.keys import leaf
 from lightning_init.search.lengthen import learned
 from lightning_init.search.space import scheme
-from lightning_init.search.statistics import FEW, Comparison, most_failures
+from lightning_init.search.statistics import FEW, Comparison, most_failures, pairs_for
 from lightning_init.search.sweep import rates_text
 from lightning_init.strategies.spec import InitSpec
 
 if TYPE_CHECKING:
     from lightning_init.search.result import SearchResult
 
+_LIKELY = 0.9  # chance of being better from which more seeds are worth their time
 _STILL = 0.2  # of keep's distance: a winner that travels less may have grown lazy
 
 
@@ -93,6 +95,7 @@ def lines(result: SearchResult) -> list[str]:
         *_crashes(result),
         *_taken_back(result),
         *_nothing_learned(result),
+        *_undecided(result),
     ]
 
 
@@ -268,4 +271,28 @@ def _nothing_learned(result: SearchResult) -> Iterator[str]:
         yield (
             "no trial has learned anything yet: no training loss fell by more than the noise, so "
             "inits cannot be told apart: pass longer --steps"
+        )
+
+
+def promising(result: SearchResult) -> tuple[Candidate, Comparison, int] | None:
+    """Who is probably better, but not by more than the noise, and how many seeds may tell."""
+    if not result.best.is_baseline or len(result.goals) > 1:
+        return None
+    level = level_for(len(result.candidates), 1)
+    own = sum(run.metric is None for run in result.baseline.runs)
+    for one, found in zip(result.candidates, result.comparisons, strict=True):
+        if found.failures <= own and found.chance >= _LIKELY:
+            pairs = pairs_for(found, level)
+            if pairs is not None:
+                return one, found, pairs
+    return None
+
+
+def _undecided(result: SearchResult) -> Iterator[str]:
+    if (known := promising(result)) is not None:
+        one, found, pairs = known
+        yield (
+            f"undecided: {one.label} is better in {round(found.wins * found.pairs)} of "
+            f"{found.pairs} pairs (P {found.chance:.2f}), which may be noise: the same command "
+            f"with --confirm-seeds {pairs} may tell, and runs only what is new"
         )

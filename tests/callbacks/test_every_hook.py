@@ -176,3 +176,31 @@ def test_nothing_is_left_after_an_error_on_the_way_out(made: str, hook: str) -> 
         fitted(tell, made, "configure_model")
     assert isinstance(caught.value.__context__, ArithmeticError)
     assert left(*dict.fromkeys(seen)) == []
+
+
+@pytest.mark.case(36)
+@pytest.mark.parametrize("made", MADE)
+@pytest.mark.parametrize("hook", ["module.on_after_backward", "last.setup"])
+def test_what_an_earlier_callback_keeps_from_us_goes_with_the_next_fit(
+    made: str, hook: str
+) -> None:
+    """One that fails in `on_exception` before ours is told: Lightning tells nobody after it."""
+    seen: list[Any] = []
+    calls: Counter[str] = Counter()
+
+    def tell(name: str, owner: Any) -> None:
+        seen.append(owner)
+        calls[name] += 1
+        if name == "callback.on_exception":
+            raise LookupError
+        if name == hook and (calls[name] == 2 or hook == "last.setup"):
+            raise ArithmeticError
+
+    with pytest.raises(LookupError):
+        fitted(tell, made, "configure_model")
+    module = next(one for one in seen if isinstance(one, pl.LightningModule))
+    ours = next(one for one in module.trainer.callbacks if isinstance(one, type(MADE[made]())))
+    assert bool(nets.hooks(module)) is not (made == "monitor" and hook == "last.setup")
+    hook = ""
+    nets.trainer(ours, max_steps=1).fit(module, nets.ordered(), nets.ordered(1800))
+    assert left(module) == []

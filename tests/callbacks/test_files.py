@@ -39,6 +39,7 @@ def everything() -> list[str]:
     return sorted(str(p) for p in Path().rglob("*") if p.is_file())
 
 
+@pytest.mark.case(42)
 def test_nothing_is_written_into_the_working_folder_without_a_logger() -> None:
     run()
     assert everything() == ["kept/init.safetensors"]
@@ -50,6 +51,7 @@ def test_a_folder_that_the_user_chose_gets_both_files() -> None:
     assert callback.fingerprint == fingerprint(restored(start))
 
 
+@pytest.mark.case(42)
 @pytest.mark.parametrize("arguments", [{"fast_dev_run": 2}, {"barebones": True}])
 @pytest.mark.filterwarnings("ignore:.*self.log.*barebones:UserWarning")  # lightning
 def test_smoke_runs_are_initialized_and_write_nothing(arguments: dict[str, Any]) -> None:
@@ -110,6 +112,7 @@ def test_saved_weights_are_those_that_training_starts_from() -> None:
         assert file.metadata() == {"fingerprint": callback.fingerprint}
 
 
+@pytest.mark.case(42)
 def test_early_steps_reach_a_csv_logger() -> None:
     run(logger=CSVLogger("logs", name="run"), log_every_n_steps=50, max_steps=4)
     with Path("logs/run/version_0/metrics.csv").open() as file:
@@ -151,6 +154,7 @@ def test_scalars_and_histograms_reach_tensorboard() -> None:
         assert first.max == pytest.approx(float(weight.max()), rel=1e-6)
 
 
+@pytest.mark.case(42)
 def test_several_loggers_get_the_same() -> None:
     loggers = [CSVLogger("a", name="x"), CSVLogger("b", name="x")]
     nets.fit(Digits(mlp()), HealthMonitor(), logger=loggers, max_steps=2, log_every_n_steps=1)

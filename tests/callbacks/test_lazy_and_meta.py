@@ -123,27 +123,11 @@ def test_healthy_parametrized_layers_cause_no_findings(kind: str) -> None:
     assert [str(f) for f in callback.report.findings if f.detector == "scheme_audit"] == []
 
 
-class OnMeta(Digits):
-    """Built without memory, which `configure_model` then takes."""
-
-    def configure_model(self) -> None:
-        if not hasattr(self, "net"):
-            with torch.device("meta"):
-                net = mlp()
-            self.net = net.to_empty(device="cpu")
-
-
 class Late(SingleDeviceStrategy):
     """Takes the memory when the model goes to its device, as sharded strategies do."""
 
     def model_to_device(self) -> None:
         self.model.to_empty(device=self.root_device)
-
-
-def test_memory_taken_in_configure_model() -> None:
-    """Nobody can tell its content from trained weights: the user has to say."""
-    found = started(OnMeta(), quiet("orthogonal", scope="all"))
-    assert nets.same(found, nets.weights(direct(mlp(), "orthogonal")))
 
 
 def test_memory_taken_by_the_strategy() -> None:

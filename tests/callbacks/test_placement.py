@@ -193,7 +193,7 @@ class Frozen(Digits):
         return nn.functional.cross_entropy(self.out(hidden) + self.net[4](hidden), y)
 
 
-@pytest.mark.case(17)
+@pytest.mark.case(17, 37)
 def test_frozen_weights_are_kept_and_ties_stay_ties() -> None:
     module = Frozen()
     before, tied = nets.weights(module), module.table.weight
@@ -210,6 +210,7 @@ def test_frozen_weights_are_kept_and_ties_stay_ties() -> None:
     assert nets.same(found["table.weight"], nets.weights(expected)["table.weight"])
 
 
+@pytest.mark.case(38)
 def test_an_optimizer_made_before_keeps_its_tensors() -> None:
     module = Digits(mlp())
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)

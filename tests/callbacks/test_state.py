@@ -60,7 +60,7 @@ def test_a_checkpoint_loads_with_weights_only(strategy: Any, scope: Any, said: l
         assert InitSpec.from_dict(mine["spec"]) == first.spec
     resumed, start = InitCallback(strategy, scope=scope), AtStart()
     trainer = nets.trainer(resumed, start, max_steps=6)
-    trainer.fit(Digits(mlp()), nets.ordered(), ckpt_path=path, weights_only=True)
+    trainer.fit(Digits(mlp()), nets.ordered(), ckpt_path=path)
     assert trainer.global_step == 6
     assert nets.same(
         start.weights, {k: v for k, v in state["state_dict"].items() if k in start.weights}

@@ -13,9 +13,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from examples.digits import Digits, DigitsMLP
-from lightning_init import InitTuner, Space, Workers, search_init
+from lightning_init import InitCallback, InitTuner, Space, Workers, search_init
 from lightning_init.search.trial import Outcome, Trial
 from lightning_init.strategies.apply import fingerprint
 from tests.cli.test_end_to_end import (
@@ -34,6 +37,7 @@ ON = "gpu"
 CLI = (sys.executable, "-m", "lightning_init.cli.main")
 HERE = ("--config", CONFIG, f"--trainer.accelerator={ON}")
 SEARCH = ("search", *HERE, "--steps=60", "--confirm-steps=60", "--strategies=orthogonal")
+SIZES = ((50, (512, 64)), (10, (512,)))
 ONE = {"CUDA_VISIBLE_DEVICES": "0"}
 
 pytestmark = [
@@ -114,6 +118,47 @@ def test_the_tuner_there(tmp_path, monkeypatch):
     trainer.fit(model, datamodule=Digits())
     assert trainer.global_step == 40
     assert fingerprint(model.cpu()) != start
+
+
+class Words(pl.LightningModule):
+    """Attention over embeddings, whose gradients a GPU adds up in any order unless told not to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 64)
+        self.body = nn.TransformerEncoderLayer(64, 4, 128, 0.1, batch_first=True, norm_first=True)
+        self.head = nn.Linear(64, 10)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return F.cross_entropy(self.head(self.body(self.table(batch[0])).mean(1)), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), 1e-3)
+
+
+def test_a_deterministic_training_repeats_bit_for_bit():
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randint(top, size, generator=generator) for top, size in SIZES)
+    found = set()
+    for _ in range(2):
+        pl.seed_everything(1, verbose=False)
+        module = Words()
+        trainer = pl.Trainer(
+            accelerator=ON,
+            devices=1,
+            max_steps=30,
+            deterministic=True,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            callbacks=[InitCallback("orthogonal", verbose=False)],
+        )
+        try:
+            trainer.fit(module, DataLoader(TensorDataset(x, y), 128, shuffle=True))
+        finally:
+            torch.use_deterministic_algorithms(False)
+        found.add(fingerprint(module.cpu()))
+    assert len(found) == 1
 
 
 def hungry(trial: Trial, report: object) -> Outcome:

@@ -250,3 +250,20 @@ def test_two_equal_differences_are_no_win():
     assert "(no interval)" in "".join("".join(row) for row in found.rows())
     assert strict(json.dumps(found.to_dict()))
     assert find(evaluate, confirm_seeds=3).best.spec == InitSpec("orthogonal")
+
+
+def test_what_is_probably_better_is_told_with_the_seeds_that_may_tell():
+    def evaluate(trial, report):
+        gain = (0.8, 0.1, 0.5, 0.9, -0.2)[trial.seed % 5] * (trial.spec.strategy == "orthogonal")
+        return Outcome(2.0 - gain + (trial.spec.strategy == "normal"))
+
+    few = search_init(evaluate, Space(("orthogonal", "normal")), trials=6, steps=20)
+    [said] = [line for line in few.lines() if line.startswith("undecided")]
+    assert few.best.is_baseline
+    assert "orthogonal is better in 4 of 5 pairs" in said
+    seeds = int(said.partition("--confirm-seeds ")[2].split()[0])
+    more = search_init(
+        evaluate, Space(("orthogonal", "normal")), trials=6, steps=20, confirm_seeds=seeds
+    )
+    assert more.best.spec.strategy == "orthogonal"
+    assert not any(line.startswith("undecided") for line in more.lines())

@@ -16,6 +16,7 @@ from lightning_init.search.statistics import (
     chances_of_best,
     compare,
     most_failures,
+    pairs_for,
     stability,
 )
 
@@ -287,3 +288,27 @@ def test_the_order_at_two_horizons():
 
 def test_metrics_whose_squares_are_no_numbers_have_a_spread():
     assert compare([1e200, 3e200], [2e200, 2e200]).sd == pytest.approx(2**0.5 * 1e200)
+
+
+def test_pairs_for_is_the_least_that_shows_three_quarters_of_the_gain():
+    gains = np.array([0.8, 0.1, 0.5, 0.9, -0.2])
+    found = compare(list(2.0 - gains), [2.0] * 5, level=0.99)
+    wanted = pairs_for(found, 0.99)
+    assert wanted is not None
+    assert not found.better(0)
+
+    def low(
+        pairs: int,
+    ) -> float:  # of the interval for as much noise and three quarters of the gain
+        error = gains.std(ddof=1) / np.sqrt(pairs)
+        return 0.75 * gains.mean() - stats.t.interval(0.99, pairs - 1)[1] * error
+
+    assert low(wanted) >= 0 > low(wanted - 1)
+
+
+@pytest.mark.parametrize(
+    "gains", [[-0.1, 0.2, -0.3], [1.0, 1.1, 1.2], [0.1, -0.9, 1.0, -0.1], [1.0]]
+)
+def test_no_more_pairs_where_they_are_not_needed_or_too_many(gains):
+    found = compare([2.0 - gain for gain in gains], [2.0] * len(gains))
+    assert pairs_for(found, 0.95) is None

@@ -399,3 +399,15 @@ def test_an_exit_in_the_users_code_is_a_crash():
     result = find(evaluate, trials=6)
     assert "crashed: SystemExit: 3" in [row["reason"] for row in result.trials]
     assert result.suggestion() == InitSpec("orthogonal")
+
+
+def test_what_begins_with_the_weights_of_keep_is_not_its_rival():
+    def evaluate(trial, report):
+        twin = trial.spec.strategy in ("keep", "torch_default")
+        found = valley(trial, report)
+        return replace(found, info={"init_fingerprint": "k" if twin else str(trial.spec)})
+
+    space = Space((InitSpec("torch_default"), InitSpec("orthogonal")), {LR: around(0.01)})
+    result = search_init(evaluate, space, trials=6, steps=5, confirm_seeds=3, lr_key=LR)
+    assert {one.spec.strategy for one in result.candidates} <= {"auto", "orthogonal", "keep"}
+    assert any(row["spec"]["strategy"] == "torch_default" for row in result.trials)

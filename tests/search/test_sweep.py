@@ -139,3 +139,18 @@ def test_rates_at_which_nothing_trains_are_kept_as_failures():
     result = find(evaluate)
     assert dict(result.rates["keep"])[0.1] is None
     assert "learning rates within 5 % of the best: keep 0.001 to" in "\n".join(result.lines())
+
+
+@pytest.mark.parametrize(("share", "rate"), [(0.009, 0.003162), (0.011, 0.01)])
+def test_of_rates_that_are_alike_the_lowest_is_taken(share, rate):
+    def evaluate(trial, report):
+        metric = {"keep": 2.0, "orthogonal": 1.0}.get(trial.spec.strategy, 3.0)
+        lr = trial.config[LR]
+        steps = {0.001: 3.0, 0.003162: 1 + share, 0.01: 1.0, 0.03162: 3.0, 0.1: 3.0}
+        return Outcome(metric * steps.get(lr, 3.0) + trial.seed * 1e-3)
+
+    result = find(evaluate, Space((InitSpec("orthogonal"),), {LR: around(0.01)}), trials=3)
+    [moved] = [one for one in result.candidates if one.spec.strategy == "orthogonal"]
+    assert moved.config == {LR: rate}
+    tuned = [one.config for one in result.candidates if one.kind == "tuned"]
+    assert tuned == ([{LR: rate}] if rate != 0.01 else [])
