@@ -6,17 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from lightning_init import InitCallback, InitSpec
+from lightning_init import InitCallback, InitSpec, add_branch_scales_
 from lightning_init.callbacks.actions import UnhealthyError
 from lightning_init.strategies.distributions import Normal
+from lightning_init.strategies.registry import entries
 from tests.callbacks import nets
 from tests.callbacks.nets import BuiltInConfigureModel, Digits, Stream, noisy
 from tests.callbacks.together import together
@@ -31,6 +34,23 @@ class Dump(pl.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if batch_idx == 0:
             torch.save(nets.weights(pl_module), self.folder / f"{trainer.global_rank}.pt")
+
+
+def post_norm() -> nn.Sequential:
+    """The rows of a digit as tokens, with the branch scales that `admin` sets."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    rows = nn.Unflatten(1, (8, 8))
+    model = nn.Sequential(rows, layer, nn.Flatten(), nn.Linear(64, 10))
+    add_branch_scales_(model, "admin", forward=lambda: model(torch.ones(2, 64)))
+    return model
+
+
+LOOKING: list[tuple[InitSpec, Callable[[], nn.Module]]] = [
+    (InitSpec("gradinit", {"steps": 4}, seed=3), noisy),
+    (InitSpec("metainit", {"steps": 4}, seed=3), noisy),
+    (InitSpec("channel_norm", seed=3), noisy),
+    (InitSpec("admin", seed=3), post_norm),
+]  # every scheme that looks at data, but for lsuv
 
 
 def normal(info: Any) -> Normal:
@@ -62,8 +82,20 @@ def drawn(folder: Path) -> None:
     dumped(folder / "unseeded", BuiltInConfigureModel(), InitCallback("orthogonal"))
     stream = torch.utils.data.DataLoader(Split(), 32)
     dumped(folder / "stream", Digits(noisy()), InitCallback("lsuv", seed=3), loader=stream)
-    learned = InitSpec("gradinit", {"steps": 4}, seed=3)
-    dumped(folder / "learned", Digits(noisy()), InitCallback(learned))
+    for spec, make in LOOKING:
+        dumped(folder / spec.strategy, Digits(make()), InitCallback(spec))
+
+
+def test_every_scheme_that_looks_at_data_is_here() -> None:
+    known = {spec.strategy for spec, _ in LOOKING} | {"lsuv", "chain"}
+    looks = set()
+    for entry in entries():
+        try:
+            strategy = InitSpec(entry.name).build()
+        except ValueError:  # without an argument it cannot be built
+            continue
+        looks |= {entry.name} if strategy.calibrate_ is not None else set()
+    assert looks <= known
 
 
 @pytest.mark.slow
@@ -90,10 +122,10 @@ def test_all_processes_start_from_the_weights_of_one(tmp_path: Path, ran: Any) -
     first, second = weights_of(folder / "stream")
     assert nets.same(first, second)
 
-    spec = InitSpec("gradinit", {"steps": 4}, seed=3)
-    nets.fit(Digits(noisy()), InitCallback(spec), one := nets.AtStart(), max_steps=1)
-    for weights in weights_of(folder / "learned"):
-        assert nets.same(weights, one.weights)
+    for spec, make in LOOKING:
+        nets.fit(Digits(make()), InitCallback(spec), one := nets.AtStart(), max_steps=1)
+        for weights in weights_of(folder / spec.strategy):
+            assert nets.same(weights, one.weights), spec.strategy
     ran("ddp")
 
 
@@ -127,7 +159,9 @@ def test_a_launcher_within_the_process(tmp_path: Path, launcher: str, ran: Any) 
 @pytest.mark.case(20)
 def test_a_strategy_that_cannot_be_pickled_is_said(tmp_path: Path) -> None:
     callback = InitCallback(lambda info: normal(info), seed=3)
-    with pytest.raises(Exception, match="lambda"):
+    with pytest.raises(
+        Exception, match=r"InitCallback\.\w+ is <lambda>, .* at the top of a module"
+    ):
         dumped(tmp_path / "run", Digits(noisy()), callback, strategy="ddp_spawn")
 
 
