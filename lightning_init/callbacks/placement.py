@@ -126,9 +126,8 @@ class Placement:
         if any(map(is_flat, module.parameters())):
             self.missing += "; FSDP1 has cut the weights up since, so it stays so"
             return
-        if not agree_that(
-            trainer, not was_rewritten(module)
-        ):  # what came after us, as a checkpoint, wins
+        # What came after us, as a checkpoint, wins.
+        if not agree_that(trainer, not was_rewritten(module)):
             return
         before, self.missing = self.plan, ""
         plan = self._make_plan(module, forward)
