@@ -1,4 +1,4 @@
-"""Writes what ran on what, from the results of tests: python docs/compatibility.py.
+"""Writes what ran on what, from the results of tests: python -m docs.compatibility.
 
 The results come from `pytest --compatibility docs/compatibility/cpu.json`, and with a GPU from
 `pytest tests/test_gpu.py tests/callbacks/test_gpu.py tests/search/test_gpu.py --compatibility
@@ -37,14 +37,15 @@ def combinations(results: Sequence[dict[str, list[list[str]]]]) -> str:
 
 
 def cases(results: Sequence[dict[str, dict[str, dict[str, str]]]]) -> str:
-    """Each case with its tests and where they passed."""
+    """Each case with its tests and where they passed, all that were not skipped."""
     rows = []
     for number, title in CASES.items():
         tests = [name for result in results for name in result["cases"].get(str(number), {})]
         passed = [
             str(result["device"])
             for result in results
-            if "passed" in result["cases"].get(str(number), {}).values()
+            if (ended := set(result["cases"].get(str(number), {}).values())) >= {"passed"}
+            and not ended & {"failed", "error"}
         ]
         names = [f"`{name.removeprefix('tests/')}`" for name in dict.fromkeys(tests)]
         rows.append([str(number), title, "<br>".join(names), ", ".join(dict.fromkeys(passed))])
@@ -53,9 +54,11 @@ def cases(results: Sequence[dict[str, dict[str, dict[str, str]]]]) -> str:
 
 def written(page: str, name: str, text: str) -> str:
     """A page with this text between the marks of that name."""
-    before, begin, rest = page.partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition(f"\n<!-- end {name} -->")
-    return before + begin + text + end + after
+    begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+    if page.count(begin) != 1 or end not in page.partition(begin)[2]:  # what follows would be lost
+        raise ValueError(f"a page needs the lines {begin.strip()} and, later, {end}")
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}{text}\n{end}{rest.partition(end)[2]}"
 
 
 def pages() -> dict[Path, str]:

@@ -1,7 +1,7 @@
 """What a Trainer can do around an initialization: every case has a test that names it.
 
 A test says so by `@pytest.mark.case(8, ...)`; what it ran on, by the fixture `ran`. From the results,
-`python docs/compatibility.py RESULTS...` writes the tables of docs/compatibility.md and the README.
+`python -m docs.compatibility RESULTS...` writes the tables of docs/compatibility.md and the README.
 """
 
 CASES = {

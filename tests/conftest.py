@@ -4,6 +4,7 @@ Small models run faster on one thread than on two, and shared machines then agre
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,10 +22,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def device() -> str:
-    """The machine's accelerator as a reader knows it: CPU, or the name of the GPU."""
-    return (
-        torch.cuda.get_device_name().removeprefix("NVIDIA ") if torch.cuda.is_available() else "CPU"
-    )
+    """The machine's accelerator as a reader knows it: CPU, or the GPU's model, as in H100."""
+    return model(torch.cuda.get_device_name()) if torch.cuda.is_available() else "CPU"
+
+
+def model(name: str) -> str:
+    """A GPU's name without its maker, socket and memory."""
+    return re.split(r"[ -](?=PCI[eE]|SXM|NVL|\d+GB)", name.removeprefix("NVIDIA "))[0]
 
 
 @pytest.fixture(autouse=True)

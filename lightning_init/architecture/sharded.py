@@ -78,6 +78,20 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
+def everywhere(holds: bool, tensor: Tensor) -> bool:
+    """Whether something holds of the parts that all processes have of a tensor.
+
+    Example:
+        >>> everywhere(True, torch.zeros(2))
+        True
+    """
+    if not is_sharded(tensor):
+        return holds
+    flag = torch.tensor([int(holds)], device=local(tensor).device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
+    return bool(flag)
+
+
 def fill_(tensor: Tensor, values: Tensor) -> None:
     """Write values into a tensor; of a DTensor, each process writes its own part.
 

@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_init.architecture.names import named_states, named_tensors, unwrap
 from lightning_init.architecture.provenance import record_of
+from lightning_init.architecture.sharded import everywhere, local
 from lightning_init.strategies.distributions import Keep
 from lightning_init.strategies.plan import CUSTOMIZED, Plan, PlanEntry
 from lightning_init.strategies.spec import InitSpec
@@ -34,7 +35,7 @@ class Built:
             if names in self.values or is_lazy(tensor) or tensor.is_meta:
                 continue
             if tensor.requires_grad:
-                self.values[names] = tensor.detach().cpu().clone()
+                self.values[names] = local(tensor).cpu().clone()
 
     def first(self, module: nn.Module, plan: Plan) -> Built:
         """Before the first time that other values are tried: which tensors may have them.
@@ -78,9 +79,10 @@ class Built:
         with torch.no_grad():
             for names, tensor in named_tensors(module):
                 if names in self._ours and names in self.values:
-                    tensor.copy_(self.values[names])
+                    local(tensor).copy_(self.values[names])
                     record.written.pop(names[0], None)
 
     def _is_as_built(self, names: tuple[str, ...], tensor: Tensor) -> bool:
-        value = self.values[names].to(tensor.device, tensor.dtype)
-        return value.shape == tensor.shape and torch.equal(value, tensor.detach())
+        mine = local(tensor)
+        value = self.values[names].to(mine.device, mine.dtype)
+        return everywhere(value.shape == mine.shape and torch.equal(value, mine), tensor)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 
@@ -22,6 +21,7 @@ from lightning_init.callbacks.placement import Placement, was_rewritten
 from lightning_init.callbacks.rescue import Rescue, check_ladder, rungs
 from lightning_init.callbacks.restart import restart
 from lightning_init.callbacks.sealed import Origin, table
+from lightning_init.callbacks.sendable import Sendable
 from lightning_init.callbacks.several import inits_of, left_over
 from lightning_init.health.attempts import Attempt
 from lightning_init.health.registry import Profile, Rules
@@ -33,7 +33,7 @@ from lightning_init.strategies.seeds import resolve_seed
 from lightning_init.strategies.spec import InitSpec
 
 
-class InitCallback(Callback):
+class InitCallback(Sendable):
     """Initialize the model at `setup`, audit the first batch, watch the first steps.
 
     Frozen, loaded and trained weights are left alone; a restored checkpoint wins; a second `fit`

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
@@ -22,6 +21,7 @@ from lightning_init.callbacks.board import Board
 from lightning_init.callbacks.logs import write_json
 from lightning_init.callbacks.record import Record
 from lightning_init.callbacks.schedule import BESIDE, EVERY, RARELY, ends_window, sampled, window
+from lightning_init.callbacks.sendable import Sendable
 from lightning_init.callbacks.several import inits_of
 from lightning_init.callbacks.watch import Watch, compiled_frames, weight_samples
 from lightning_init.health.attempts import Attempt
@@ -32,7 +32,7 @@ from lightning_init.strategies.plan import Plan
 Rescue = Callable[[pl.Trainer, pl.LightningModule, Any], tuple[Attempt, ...]]
 
 
-class HealthMonitor(Callback):
+class HealthMonitor(Sendable):
     """Audit the first batch, watch the first steps, say what is wrong and what to do.
 
     Beside an InitCallback it leaves the watching to that one, and `report` is the same.

@@ -17,6 +17,7 @@ from torch import nn
 from lightning_init.architecture.names import named_states, named_tensors, unwrap
 from lightning_init.architecture.provenance import note_empty, record_of
 from lightning_init.architecture.sharded import any_sharded, is_flat, is_sharded
+from lightning_init.callbacks.agree import agree_that
 from lightning_init.callbacks.built import Built
 from lightning_init.callbacks.forward import NoBatchError, first_batch, training_forward
 from lightning_init.callbacks.later import (
@@ -119,18 +120,21 @@ class Placement:
 
     def finish(self, module: pl.LightningModule, forward: Forward) -> None:
         """Before the first batch, with its help: what no earlier forward pass could tell."""
-        if not self.missing:
+        trainer = module.trainer  # its processes may have seen different things: all go on or none
+        if agree_that(trainer, not self.missing):
             return
         if any(map(is_flat, module.parameters())):
             self.missing += "; FSDP1 has cut the weights up since, so it stays so"
             return
-        if was_rewritten(module):  # what came after us, as a checkpoint, wins
+        if not agree_that(
+            trainer, not was_rewritten(module)
+        ):  # what came after us, as a checkpoint, wins
             return
         before, self.missing = self.plan, ""
         plan = self._make_plan(module, forward)
-        if any_sharded(module.parameters()):  # each process saw another batch: one decides
-            plan = replace(plan, entries=module.trainer.strategy.broadcast(plan.entries))
-        if plan.calibrate_ is None and before is not None and before.entries == plan.entries:
+        plan = _one_for_all(module, plan)
+        same = before is not None and before.entries == plan.entries
+        if agree_that(trainer, plan.calibrate_ is None and same):
             return
         self._carry_out(module, plan, forward)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -139,7 +143,7 @@ class Placement:
                     if is_sharded(tensor):
                         continue
                     torch.distributed.broadcast(tensor, 0)
-        refresh_copies(module.trainer, module)
+        refresh_copies(trainer, module)
 
     def again(self, module: pl.LightningModule, spec: InitSpec, forward: Forward) -> None:
         """Initialize anew with another spec, as if it had been the first; in place.
@@ -151,6 +155,7 @@ class Placement:
             raise ValueError("nothing was initialized here")
         first = self._built.first(module, self.plan)
         plan = make_plan(module, spec, forward=forward, scope=self.scope)
+        plan = _one_for_all(module, plan)
         plan = replace(plan, entries=tuple(first.allowed(entry, spec) for entry in plan))
         if not any(entry.written and len(entry.info.shape) > 1 for entry in plan):
             raise ValueError(
@@ -220,6 +225,13 @@ class Placement:
                 raise
             self.missing = f"not calibrated: training_step could not run yet ({error})"
             self.plan = carry_out(module, replace(plan, calibrate_=None), self.seed.value, None)
+
+
+def _one_for_all(module: pl.LightningModule, plan: Plan) -> Plan:
+    """Each process may have seen another batch: of what they hold together, one decides."""
+    if not any_sharded(module.parameters()):
+        return plan
+    return replace(plan, entries=module.trainer.strategy.broadcast(plan.entries))
 
 
 def was_rewritten(model: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_init.architecture.names import named_tensors, unwrap
 from lightning_init.architecture.params import Architecture
 from lightning_init.architecture.provenance import record_of
+from lightning_init.architecture.sharded import is_sharded
 from lightning_init.callbacks.agree import agree_that
 from lightning_init.callbacks.later import refresh_copies
 from lightning_init.callbacks.placement import Placement
@@ -231,4 +232,5 @@ def _broadcast(module: nn.Module) -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         with torch.no_grad():
             for _, tensor in named_tensors(module):
-                torch.distributed.broadcast(tensor, 0)
+                if not is_sharded(tensor):  # whose draws all processes know
+                    torch.distributed.broadcast(tensor, 0)

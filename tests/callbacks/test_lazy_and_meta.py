@@ -36,6 +36,7 @@ def first(rows: int = 32) -> Any:
     return next(iter(nets.ordered(rows)))
 
 
+@pytest.mark.case(40)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("build", [lambda: Digits(lazy()), LazyInConfigureModel])
 def test_lazy_layers_get_the_weights_of_eager_ones(
@@ -49,6 +50,7 @@ def test_lazy_layers_get_the_weights_of_eager_ones(
     assert not nets.hooks(module)
 
 
+@pytest.mark.case(40)
 def test_lazy_norms_too() -> None:
     net = noisy()
     net[0], net[1], net[4] = nn.LazyLinear(32), nn.LazyBatchNorm1d(), nn.LazyLinear(10)
@@ -56,6 +58,7 @@ def test_lazy_norms_too() -> None:
     assert nets.same(found, nets.weights(direct(noisy(), "orthogonal")))
 
 
+@pytest.mark.case(40)
 @pytest.mark.parametrize("strategy", ["auto", "orthogonal", "lsuv"])
 @pytest.mark.parametrize("kind", [Digits, Validated])
 def test_a_stream_gives_the_shapes_with_its_first_batch(strategy: str, kind: type[Digits]) -> None:
@@ -71,6 +74,7 @@ def test_a_stream_gives_the_shapes_with_its_first_batch(strategy: str, kind: typ
     assert not nets.same(nets.weights(module), start.weights)
 
 
+@pytest.mark.case(6, 40)
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("lr", [1e-9, 0.01])
 def test_a_restored_checkpoint_wins(stream: bool, lr: float) -> None:
@@ -84,6 +88,7 @@ def test_a_restored_checkpoint_wins(stream: bool, lr: float) -> None:
     assert nets.same(start.weights, nets.weights(trained))
 
 
+@pytest.mark.case(40)
 def test_keep_leaves_lazy_layers_to_lightning() -> None:
     found = []
     for callbacks in ([], [InitCallback("keep", verbose=False)]):
@@ -94,6 +99,7 @@ def test_keep_leaves_lazy_layers_to_lightning() -> None:
     assert nets.same(*found)
 
 
+@pytest.mark.case(39)
 @pytest.mark.parametrize("kind", ["weight_norm", "old weight_norm", "spectral_norm", "pruning"])
 @pytest.mark.parametrize("strategy", ["auto", "orthogonal"])
 def test_parametrized_layers(kind: str, strategy: str) -> None:
@@ -112,6 +118,7 @@ def test_parametrized_layers(kind: str, strategy: str) -> None:
     assert all(changed)
 
 
+@pytest.mark.case(39)
 @pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "orthogonal", "pruning"])
 def test_healthy_parametrized_layers_cause_no_findings(kind: str) -> None:
     net = mlp()
@@ -139,6 +146,7 @@ def test_memory_taken_by_the_strategy() -> None:
     assert nets.same(found, nets.weights(expected))
 
 
+@pytest.mark.case(27)
 def test_a_module_made_without_values_by_the_trainer() -> None:
     run = nets.trainer(quiet("orthogonal", scope="all"), start := AtStart(), max_steps=1)
     with run.init_module(empty_init=True):
@@ -147,6 +155,7 @@ def test_a_module_made_without_values_by_the_trainer() -> None:
     assert nets.same(start.weights, nets.weights(direct(mlp(), "orthogonal")))
 
 
+@pytest.mark.case(39)
 @pytest.mark.parametrize("kind", ["weight_norm", "old weight_norm", "spectral_norm"])
 def test_saved_weights_have_the_names_of_the_state_dict(kind: str) -> None:
     def module() -> Digits:
@@ -162,6 +171,7 @@ def test_saved_weights_have_the_names_of_the_state_dict(kind: str) -> None:
     assert nets.same(nets.weights(twin), start.weights)
 
 
+@pytest.mark.case(40)
 def test_a_stream_into_lazy_layers_is_watched_from_the_first_batch() -> None:
     callback = InitCallback("kaiming_normal", seed=0, monitor_steps=2, verbose=False)
     nets.fit(Digits(lazy()), callback, loader=DataLoader(Stream(), batch_size=32), max_steps=3)
@@ -175,6 +185,7 @@ class NetAtStart(AtStart):
         super().on_train_batch_start(trainer, pl_module.net, batch, batch_idx)
 
 
+@pytest.mark.case(40)
 def test_a_lazy_layer_that_is_never_used_stays_lazy() -> None:
     module = Digits(lazy())
     module.spare = nn.LazyLinear(3)

@@ -60,6 +60,8 @@ KINDS: dict[str, Any] = {
     "configure_model": BuiltInConfigureModel,
     "float64": lambda: Digits(mlp()).double(),
 }
+# The cases around a Trainer that a kind shows.
+SHOWS = {"tied, shared, a buffer": [37], "weight norm": [39], "lazy": [40]}
 
 
 def trained(callback: InitCallback, make: Any, seed: int, **arguments: Any) -> tuple[Any, ...]:
@@ -74,8 +76,9 @@ def trained(callback: InitCallback, make: Any, seed: int, **arguments: Any) -> t
     return start.weights, nets.weights(module), module
 
 
-@pytest.mark.case(37, 39, 40)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.case(*SHOWS.get(kind, ()))]) for kind in KINDS]
+)
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")  # torch
 @pytest.mark.filterwarnings("ignore:The total number of parameters detected:UserWarning")
 def test_a_run_from_saved_weights_is_the_same_run(kind: str) -> None:
