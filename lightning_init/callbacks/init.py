@@ -170,6 +170,7 @@ class InitCallback(Sendable):
         if strategy is None:
             self.yields = True
             return
+        self.origin.check(trainer)
         given = trainer.strategy.broadcast(self.seed)
         seed = trainer.strategy.broadcast(resolve_seed(given))
         self._placement = Placement(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import lightning.pytorch as pl
@@ -34,6 +36,24 @@ def write_json(trainer: pl.Trainer, name: str, data: Mapping[str, Any]) -> None:
     if folder is not None and trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+
+def unwritable(path: Path) -> str:
+    """Why no file can be written at a path, `""` if one can; its folder is made.
+
+    Example:
+        >>> unwritable(Path("/dev/null/init.safetensors")).startswith("FileExistsError")
+        True
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+    if path.is_dir():
+        return "that is a folder"
+    return "" if not path.exists() or os.access(path, os.W_OK) else "that file is read-only"
 
 
 def save_weights(model: nn.Module, path: Path, facts: dict[str, str], writes: bool = True) -> None:

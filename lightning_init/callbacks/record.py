@@ -22,6 +22,9 @@ from lightning_init.health.registry import Rules, examine
 from lightning_init.health.report import Report
 from lightning_init.strategies.plan import Plan
 
+_NO_LOSS = "loss: this training_step returns none"
+_NO_FIRST = "first batch: its training_step returned no loss"
+
 
 class Record:
     """Collects readings, and judges them when it is asked.
@@ -72,8 +75,9 @@ class Record:
         if isinstance(loss, Tensor) and loss.numel() == 1:
             # Lightning divides by the number of accumulated batches before it hands the loss on.
             self.tally.end(step, loss.detach() * accumulated if accumulated > 1 else loss)
+            self.blind = tuple(_NO_FIRST if said == _NO_LOSS else said for said in self.blind)
         elif step == 0:
-            self.miss("loss: this training_step returns none")
+            self.miss(_NO_LOSS)
 
     def judge(self, trainer: pl.Trainer, last: bool = False) -> Report:
         """Read what waits on the device and judge all; all processes come here together."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_init.architecture.sharded import is_flat
 from lightning_init.callbacks.display import render
-from lightning_init.callbacks.logs import save_weights, write_json
+from lightning_init.callbacks.logs import save_weights, unwritable, write_json
 from lightning_init.callbacks.placement import Placement
 from lightning_init.callbacks.several import inits_of, together
 from lightning_init.health.report import Report
@@ -100,6 +100,21 @@ class Origin:
         self.start: Start | None = None
         self.before: Start | None = None
         self.plan: Plan | None = None
+
+    def check(self, trainer: pl.Trainer) -> None:
+        """Before anything is changed: the file can be written; all processes call this.
+
+        Raises:
+            OSError: If it cannot.
+        """
+        if self.file is None:
+            return
+        writes = trainer.is_global_zero
+        if why := trainer.strategy.broadcast(unwritable(self.file) if writes else ""):
+            raise OSError(
+                f"save_init={str(self.file)!r} cannot be written ({why}): name a .safetensors file "
+                "in a folder that can be"
+            )
 
     @property
     def known(self) -> Start | None:

@@ -42,9 +42,10 @@ def run(arguments: Sequence[str]) -> int:
     console = Console(highlight=False)
     steps, seeds = settings.budget.steps, job.config.seeds
     goals = ", ".join(f"{goal.name} ({goal.mode})" for goal in settings.budget.goals)
+    several = "s" if len(specs) > 1 else ""
     console.print(
-        f"Comparing {goals} of {len(specs)} inits with keep: {seeds} fresh seeds, {steps} steps "
-        f"each; {settings.workers.count} workers; {settings.out}"
+        f"Comparing {goals} of {len(specs)} init{several} with keep: {seeds} fresh seeds, {steps} "
+        f"steps each; {settings.where}; {settings.out}"
     )
     for text, spec, config in specs:
         keys = "".join(f", {key} {value}" for key, value in config.items())

@@ -120,7 +120,7 @@ def _figures(reports: Mapping[str, Report]) -> Iterator[str]:
 def _layers(name: str, report: Report) -> Iterator[str]:
     if not report.layers:
         return
-    first = report.readings.steps[0]
+    first = report.first
     yield f"<h2>Layers{f', {html.escape(name)}' if name else ''}</h2>"
     for given in first.inputs[:3]:
         yield f"<p class='note'>{html.escape(input_note(given))}</p>"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from lightning_init.architecture.readings import LayerReading, StepReading, WeightReading
+from lightning_init.architecture.readings import LayerReading, WeightReading
 from lightning_init.health.figures import (
     Figure,
     course,
@@ -46,7 +46,7 @@ def gradients(reports: Reports) -> Figure | None:
     data = _by_role(reports, "output", "solid", lambda one: one.grad_norm)
     for index, (name, report) in enumerate(reports.items()):
         weights: dict[str, float] = {}
-        for one in sorted(_first(report).weights, key=_is_matrix):  # a matrix before its bias
+        for one in sorted(report.first.weights, key=_is_matrix):  # a matrix before its bias
             owner = one.module or one.name.rpartition(".")[0]
             weights[owner] = one.grad_rms * math.sqrt(one.numel)
         data += _by_role(
@@ -61,7 +61,7 @@ def chi(reports: Reports) -> Figure | None:
     for index, (name, report) in enumerate(reports.items()):
         chain = [
             (i, one.grad_norm)
-            for i, one in enumerate(_first(report).layers, start=1)
+            for i, one in enumerate(report.first.layers, start=1)
             if one.group and math.isfinite(one.grad_norm) and one.grad_norm > 0
         ]
         growth = [(a / b) ** 2 for (_, a), (_, b) in pairwise(chain)]
@@ -80,7 +80,7 @@ def attention(reports: Reports) -> Figure | None:
     data = []
     names: list[str] = []
     for index, (name, report) in enumerate(reports.items()):
-        softmaxes = _first(report).attentions
+        softmaxes = report.first.attentions
         names = [one.name for one in softmaxes] or names
         at = range(1, len(softmaxes) + 1)
         data.append(course(name or "entropy", at, [one.entropy for one in softmaxes], index))
@@ -107,7 +107,7 @@ def losses(reports: Reports) -> Figure | None:
             data.append(
                 course(f"{said}one hidden layer", twin.shallow, values, index, "dash", False)
             )
-        known = _first(report).losses
+        known = report.first.losses
         if known and known[0].exact and not shapes:
             shapes = [level(known[0].chance)]
             notes = [note_at("knows nothing", 1, known[0].chance, "right") | {"yref": "y"}]
@@ -140,10 +140,6 @@ def updates(report: Report) -> Figure | None:
     return figure
 
 
-def _first(report: Report) -> StepReading:
-    return report.readings.steps[0] if report.readings.steps else StepReading(0)
-
-
 def _is_matrix(weight: WeightReading) -> bool:
     if weight.role:
         return weight.role in ("weight", "recurrent", "embedding")
@@ -151,7 +147,7 @@ def _is_matrix(weight: WeightReading) -> bool:
 
 
 def _longest(reports: Reports) -> Sequence[LayerReading]:
-    return max((_first(report).layers for report in reports.values()), key=len)
+    return max((report.first.layers for report in reports.values()), key=len)
 
 
 def _of(known: Mapping[str, float]) -> Value:
@@ -170,7 +166,7 @@ def _by_role(
     """A line per role of layer: only the same layer of the next block compares."""
     found = []
     for index, (name, report) in enumerate(reports.items(), start=start):
-        layers = _first(report).layers
+        layers = report.first.layers
         at = {layer.name: place for place, layer in enumerate(layers, start=1)}
         groups = roles(layers)
         for number, (role, members) in enumerate(groups):

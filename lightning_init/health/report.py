@@ -43,8 +43,14 @@ class Report:
 
     @property
     def layers(self) -> tuple[LayerReading, ...]:
-        """The layers at the first step that was read."""
-        return self.readings.steps[0].layers if self.readings.steps else ()
+        """The layers at the first step that used any."""
+        return self.first.layers
+
+    @property
+    def first(self) -> StepReading:
+        """The first step at which layers were read, else the first: a step may use none."""
+        steps = self.readings.steps or (StepReading(0),)
+        return next((step for step in steps if step.layers), steps[0])
 
     @property
     def worst(self) -> Finding | None:
@@ -126,7 +132,7 @@ class Report:
         return f"unhealthy: {', '.join(said)}; {self._seen()}" if said else self.verdict()
 
     def __str__(self) -> str:
-        first = self.readings.steps[0] if self.readings.steps else StepReading(0)
+        first = self.first
         found = table(first.layers, marks(self.findings, first.layers)) if first.layers else []
         found += notes(first, "\n".join(found))
         for index, finding in enumerate(self.findings, start=1):

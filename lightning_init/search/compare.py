@@ -99,7 +99,13 @@ def compare_specs(
     if all(run.reason.startswith("crashed") for run in everything):
         raise HopelessError(f"every run crashes: {everything[0].reason.partition(': ')[2]}")
     return SearchResult.judge(
-        compared, rest, (), goals=budget.goals, steps=steps, study=optuna.create_study()
+        compared,
+        rest,
+        (),
+        goals=budget.goals,
+        steps=steps,
+        study=optuna.create_study(),
+        seeds_option="--seeds",
     )
 
 

@@ -99,26 +99,32 @@ def longer(budget: Budget) -> Budget | None:
         return None
     # A little more is better than another start.
     steps = budget.longest_steps if 1.2 * steps > budget.longest_steps else steps
-    confirm = round(budget.horizon / budget.steps * steps)
-    return replace(
-        budget,
-        steps=steps,
-        confirm_steps=max(steps, min(confirm, budget.longest_steps)),
-        too_short=(*budget.too_short, budget.steps),
-    )
+    more = _with_steps(budget, steps, budget.longest_steps)
+    return replace(more, too_short=(*budget.too_short, budget.steps))
+
+
+def _with_steps(budget: Budget, steps: int, longest: int) -> Budget:
+    """Longer trials, and runs of the confirmation that are longer by as much if they may be."""
+    confirm = min(round(budget.horizon / budget.steps * steps), longest)
+    return replace(budget, steps=steps, confirm_steps=max(steps, confirm))
 
 
 def as_far(storage: optuna.storages.BaseStorage, budget: Budget) -> Budget:
-    """The budget with trials as long as an earlier session has made them.
+    """The budget with trials as long as an earlier session has made them, whatever is allowed now.
 
     Args:
         storage: Of the search.
         budget: With the steps that the user asked for.
     """
     studies = {one.study_name: one.user_attrs for one in storage.get_all_studies()}
+    stored = studies.get(SEARCH, {}).get("budget", {})
+    before = tuple(stored.get("too_short", ()))
+    if budget.steps in before and all(_WHOLE in studies.get(_name(n), {}) for n in before):
+        short = before[before.index(budget.steps) :]
+        far = max(budget.longest_steps, stored["longest_steps"])
+        budget = replace(_with_steps(budget, stored["steps"], far), too_short=short)
     while _WHOLE in studies.get(_name(budget.steps), {}) and (more := longer(budget)) is not None:
         budget = more
-    stored = studies.get(SEARCH, {}).get("budget", {})
     if stored.get("steps") in budget.too_short:  # it was cut off between the copy and this
         optuna.delete_study(study_name=SEARCH, storage=storage)
     return budget

@@ -18,12 +18,8 @@ from lightning_init.search.budget import Goal
 from lightning_init.search.candidates import Candidate
 from lightning_init.search.decision import Decision, against, decide, level_for, preference
 from lightning_init.search.plain import plain
-from lightning_init.search.statistics import (
-    Comparison,
-    Mode,
-    Stability,
-    stability,
-)
+from lightning_init.search.stability import Stability, stability
+from lightning_init.search.statistics import Comparison, Mode
 from lightning_init.search.sweep import Rates
 from lightning_init.strategies.spec import InitSpec
 
@@ -55,6 +51,7 @@ class SearchResult:
         rate_key: The configuration key that is the learning rate, `""` for none.
         note: What came between, as that trials were made longer; `""` for nothing.
         lists: The user's own lists that keys of the configuration reach into.
+        seeds_option: What sets the number of seeds.
     """
 
     baseline: Candidate
@@ -72,6 +69,7 @@ class SearchResult:
     rate_key: str = ""
     note: str = ""
     lists: Mapping[str, list[Any]] = field(default_factory=dict, repr=False)
+    seeds_option: str = field(default="--confirm-seeds", repr=False)
 
     @classmethod
     def judge(
@@ -88,6 +86,7 @@ class SearchResult:
         rate_key: str = "",
         note: str = "",
         lists: Mapping[str, list[Any]] | None = None,
+        seeds_option: str = "--confirm-seeds",
     ) -> SearchResult:
         """Compare and choose, see `decide`.
 
@@ -103,6 +102,7 @@ class SearchResult:
             rate_key: The configuration key that is the learning rate.
             note: What came between.
             lists: The user's own lists that keys of the configuration reach into.
+            seeds_option: What sets the number of seeds.
         """
         goals = tuple(goals)
         level = level_for(len(candidates), len(goals))
@@ -126,6 +126,7 @@ class SearchResult:
             rate_key=rate_key,
             note=note,
             lists=lists or {},
+            seeds_option=seeds_option,
         )
 
     @property

@@ -102,12 +102,12 @@ class Settings:
             f"Searching {goals} over {len(self.space.strategies)} "
             f"strategies{f' and {axes}' if axes else ''}: {budget.trials} trials of "
             f"{self.look.sentence(budget.steps)}; then the best {budget.top} and keep on "
-            f"{budget.confirm_seeds} fresh seeds{longer}; {self._where}; "
+            f"{budget.confirm_seeds} fresh seeds{longer}; {self.where}; "
             f"{self.out}"
         )
 
     @property
-    def _where(self) -> str:
+    def where(self) -> str:
         """Who runs the trials, in words."""
         count, gpus = self.workers.count, len(self.workers.devices or ())
         if not count:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -68,8 +69,9 @@ def compare(
 ) -> Comparison:
     """Compare paired metrics, None where a run failed.
 
-    Of two pairs the standard deviation counts as no less than that of the runs themselves, pooled;
-    if that is 0, too, there is no interval.
+    The standard deviation of differences that are not all 0 counts as no less than half of the
+    smallest step between the metrics, as those of a rounded metric are equal by chance; of two pairs
+    as no less than that of the runs themselves, pooled; if that is 0, there is no interval.
 
     Args:
         candidate: One metric per seed.
@@ -89,7 +91,7 @@ def compare(
         >>> round(result.gain, 2), result.better(0)
         (1.1, True)
     """
-    done = _done(candidate)
+    known = done(candidate)
     sign = -1.0 if mode == "min" else 1.0
     pairs = [
         (one, two)
@@ -104,16 +106,18 @@ def compare(
         each = [_sd([pair[side] for pair in pairs]) for side in (0, 1)]
         sd = max(sd, math.hypot(*each) / math.sqrt(2))
         sd = math.nan if sd == 0 != gain else sd
+    elif any(gains):
+        sd = max(sd, _step([value for pair in pairs for value in pair]) / 2)
     if len(gains) > 1 and not math.isnan(sd):
         spread = sd / math.sqrt(len(gains))
         margin = float(stats.t.ppf((1 + level) / 2, len(gains) - 1)) * spread
         chance = _chance(gain, spread, len(gains) - 1)
     ties = sum(g == 0 for g in gains) / 2
     return Comparison(
-        n=len(done),
-        failures=len(candidate) - len(done),
-        mean=_mean(done),
-        sd=_sd(done),
+        n=len(known),
+        failures=len(candidate) - len(known),
+        mean=_mean(known),
+        sd=_sd(known),
         gain=gain,
         low=gain - margin,
         high=gain + margin,
@@ -207,75 +211,24 @@ def chances_of_best(
     return [float(share) for share in shares.sum(axis=1) / max(1, counted)]
 
 
-@dataclass(frozen=True, slots=True)
-class Stability:
-    """Whether the order of the candidates is the same after more steps.
-
-    Attributes:
-        tau: Kendall's tau between the means at both horizons, None where it is not defined.
-        text: The same for people.
-    """
-
-    tau: float | None
-    text: str
-
-
-def stability(
-    names: Sequence[str],
-    early: Sequence[Sequence[float | None]],
-    late: Sequence[Sequence[float | None]],
-    steps: tuple[int, int],
-    mode: Mode = "min",
-) -> Stability | None:
-    """Compare the order of candidates after few and after more steps.
-
-    Args:
-        names: The candidates.
-        early: For each, the metric per seed after the few steps.
-        late: For each, after more steps, on the same seeds.
-        steps: Both numbers of steps.
-        mode: Whether smaller or larger is better.
-
-    Returns:
-        None if fewer than two candidates have a mean at both.
-
-    References:
-        Kendall (1938), A new measure of rank correlation.
-
-    Example:
-        >>> stability(["a", "b"], [[1.0, 1.1], [2.0, 2.1]], [[0.5, 0.6], [0.9, 1.1]], (50, 150)).text
-        'ranks at 50 and 150 steps agree (tau 1)'
-    """
-    sign = 1.0 if mode == "min" else -1.0
-    rows = [
-        (name, sign * _mean(_done(one)), sign * _mean(_done(two)), two)
-        for name, one, two in zip(names, early, late, strict=True)
-        if _done(one) and _done(two)
-    ]
-    if len(rows) < 2:
-        return None
-    found = float(stats.kendalltau([row[1] for row in rows], [row[2] for row in rows]).statistic)
-    tau = found if math.isfinite(found) else None
-    said = "not defined" if tau is None else f"{tau:.2g}"
-    first = min(rows, key=lambda row: row[1])
-    last = min(rows, key=lambda row: row[2])
-    head = f"ranks at {steps[0]} and {steps[1]} steps"
-    if first is last:
-        agree = "agree" if tau is None or tau >= 0.5 else "agree on the first only"
-        return Stability(tau, f"{head} {agree} (tau {said})")
-    led = f"at {steps[0]} steps {first[0]} led, at {steps[1]} {last[0]}"
-    if compare(last[3], first[3], mode).low > 0:
-        return Stability(tau, f"{head} disagree (tau {said}): {led}: use longer --steps")
-    return Stability(tau, f"{head} differ within the noise (tau {said}): {led}")
-
-
 def _chance(gain: float, spread: float, freedom: int) -> float:
     if spread == 0:
         return 0.5 if gain == 0 else float(gain > 0)
     return float(stats.t.cdf(gain / spread, freedom))
 
 
-def _done(values: Sequence[float | None]) -> list[float]:
+def _step(values: Sequence[float]) -> float:
+    """The smallest difference between two values, but for errors of float32; 0 if all are equal."""
+    steps = (
+        after - before
+        for before, after in pairwise(sorted(values))
+        if not math.isclose(before, after, rel_tol=1e-6)
+    )
+    return min(steps, default=0.0)
+
+
+def done(values: Sequence[float | None]) -> list[float]:
+    """The metrics of the runs that have one."""
     return [value for value in values if value is not None]
 
 

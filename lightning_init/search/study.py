@@ -18,7 +18,7 @@ from lightning_init.search.confirm import Confirmation, fresh_seeds
 from lightning_init.search.database import hidden
 from lightning_init.search.finalists import HopelessError, rated
 from lightning_init.search.journal import open_storage
-from lightning_init.search.lengthen import as_far, said, set_aside
+from lightning_init.search.lengthen import SEARCH, as_far, said, set_aside
 from lightning_init.search.loop import Loop, Progress, Seen
 from lightning_init.search.records import open_part, open_study, row
 from lightning_init.search.result import SearchResult
@@ -129,9 +129,12 @@ def read_back(folder: str | Path, storage: str | None = None) -> SearchResult:
         raise ValueError(f"no search in {folder}: it has no {JOURNAL}; pass a folder of a search")
     quiet()
     with open_storage(storage or path) as opened:
-        if "search" not in {one.study_name for one in opened.get_all_studies()}:
+        names = {one.study_name for one in opened.get_all_studies()}
+        if SEARCH not in names and any(name.startswith(f"{SEARCH} ") for name in names):
+            raise ValueError(f"the search in {folder} begins anew with longer trials: {again}")
+        if SEARCH not in names:
             raise ValueError(f"no search in {hidden(storage or path)}, but perhaps a comparison")
-        study = optuna.load_study(study_name="search", storage=opened)
+        study = optuna.load_study(study_name=SEARCH, storage=opened)
         if not {"budget", "space"} <= study.user_attrs.keys():
             raise ValueError(f"the search in {folder} has not begun: {again}")
         budget = Budget.from_dict(study.user_attrs["budget"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -30,6 +31,10 @@ class TunedResult(SearchResult):
         default=lambda *_: None, repr=False, compare=False
     )
 
+    def lines(self) -> list[str]:
+        """All that is said of the search, a sentence each."""
+        return [in_python(line) for line in super().lines()]
+
     def apply(self, model: pl.LightningModule | None = None, seed: int | None = None) -> None:
         """Initialize a model as the winner does, and set its learning rate.
 
@@ -38,6 +43,22 @@ class TunedResult(SearchResult):
             seed: Of the draw; None for the global seed, as everywhere.
         """
         self.write(self, model, seed)
+
+
+def in_python(text: str) -> str:
+    """What is said of options, said of arguments.
+
+    Example:
+        >>> in_python("pass longer --steps; the same command with --confirm-seeds 9 may tell")
+        'pass longer steps; the same call with confirm_seeds=9 may tell'
+    """
+
+    def argument(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        return name.replace("-", "_") + (f"={value}" if value else "")
+
+    text = text.replace("the same command with --", "the same call with --")
+    return re.sub(r"--([a-z][a-z-]*)(?: (\d+))?", argument, text)
 
 
 def apply(

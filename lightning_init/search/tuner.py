@@ -32,7 +32,7 @@ from lightning_init.search.space import Space
 from lightning_init.search.statistics import Mode
 from lightning_init.search.study import search_init
 from lightning_init.search.trainer_settings import settings_of, watched
-from lightning_init.search.tuned import TunedResult, apply
+from lightning_init.search.tuned import TunedResult, apply, in_python
 from lightning_init.strategies.spec import InitSpec
 
 
@@ -187,7 +187,7 @@ class InitTuner:
             apply(won, evaluate, model if other is None else other, number)
 
         found = {one.name: getattr(result, one.name) for one in fields(SearchResult)}
-        said = (*_notes(evaluate, seen, horizon, name), *notes)
+        said = (*_notes(evaluate, seen, horizon, name), *map(in_python, notes))
         return TunedResult(**found, notes=said, write=write)
 
     def _objectives(

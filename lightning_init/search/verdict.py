@@ -284,7 +284,8 @@ def promising(result: SearchResult) -> tuple[Candidate, Comparison, int] | None:
         if found.failures <= own and found.chance >= _LIKELY:
             pairs = pairs_for(found, level)
             if pairs is not None:
-                return one, found, pairs
+                # some more where runs have failed: those seeds give no pair
+                return one, found, math.ceil(pairs * len(one.runs) / found.pairs)
     return None
 
 
@@ -294,5 +295,5 @@ def _undecided(result: SearchResult) -> Iterator[str]:
         yield (
             f"undecided: {one.label} is better in {round(found.wins * found.pairs)} of "
             f"{found.pairs} pairs (P {found.chance:.2f}), which may be noise: the same command "
-            f"with --confirm-seeds {pairs} may tell, and runs only what is new"
+            f"with {result.seeds_option} {pairs} may tell, and runs only what is new"
         )

@@ -158,3 +158,23 @@ def test_the_hash_of_a_file_is_that_of_the_run() -> None:
     module = Digits(mlp())
     module.load_state_dict(load_file(FILE))
     assert fingerprint(module) == callback.fingerprint
+
+
+UNWRITABLE = {
+    "a file for a folder": ("file/init.safetensors", "FileExistsError"),
+    "below a file": ("file/deeper/init.safetensors", "NotADirectoryError"),
+    "a folder": ("folder.safetensors", "that is a folder"),
+}
+
+
+@pytest.mark.parametrize("name", UNWRITABLE)
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_changed(name: str) -> None:
+    path, text = UNWRITABLE[name]
+    Path("file").touch()
+    Path("folder.safetensors").mkdir()
+    module = Digits(mlp())
+    before = nets.weights(module)
+    with pytest.raises(OSError, match=f"save_init='{path}' cannot be written.*{text}.*name a "):
+        nets.fit(module, InitCallback("orthogonal", save_init=path))
+    assert nets.same(nets.weights(module), before)
+    assert nets.hooks(module) == []

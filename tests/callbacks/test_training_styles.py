@@ -254,3 +254,25 @@ def test_an_exception_inside_of_a_sampled_step_leaves_nothing(error: Any, where:
         nets.fit(module, InitCallback("orthogonal"), max_steps=10)
     assert nets.hooks(module) == []
     assert torch._C._len_torch_function_stack() == 0
+
+
+class Idle(Digits):
+    """Leaves out every other batch, the first one too."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if batch_idx % 2 == 0:
+            return None
+        return {"loss": super().training_step(batch, batch_idx), "more": 1}
+
+
+@pytest.mark.case(33)
+def test_a_first_batch_that_is_left_out_is_not_all_that_is_read() -> None:
+    callback = InitCallback("orthogonal", seed=3, verbose=False)
+    nets.fit(module := Idle(mlp()), callback, max_epochs=1, max_steps=-1, limit_train_batches=8)
+    report = callback.report
+    assert report is not None
+    assert [layer.name for layer in report.layers] == ["net.0", "net.2", "net.4"]
+    assert "healthy: 3 layers read, loss" in report.verdict()
+    assert report.blind == ("first batch: its training_step returned no loss",)
+    assert sorted(report.readings.loss) == [1, 3, 5, 7]
+    assert nets.hooks(module) == []

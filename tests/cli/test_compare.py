@@ -40,7 +40,8 @@ def test_names_files_and_overlays_against_keep(tmp_path, capsys):
     command += ["--out", str(tmp_path / "run")]
     assert main(command) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "Comparing val_acc (max) of 3 inits with keep: 2 fresh seeds, 10 steps" in text
+    assert "Comparing val_acc (max) of 3 inits with keep: 2 fresh seeds, 10 steps each" in text
+    assert "steps each; in this process; " in text
     data = json.loads((tmp_path / "run" / "compare.json").read_text())
     labels = {one["label"] for one in data["candidates"]}
     assert labels == {"auto", "orthogonal(gain=1.1)", "lsuv lr=0.01"}

@@ -189,13 +189,18 @@ def test_killed_half_way_the_same_command_goes_on(tmp_path):
     assert not alive(process.pid)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(tmp_path, workers):
+@pytest.mark.parametrize(
+    ("workers", "number"), [(0, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)]
+)
+def test_interrupted_it_says_so_and_goes_on(tmp_path, workers, number):
     out = tmp_path / "run"
     command = (SCRIPT, *SEARCH, "--trials=5", "--confirm-seeds=2", f"--out={out}")
     with started(*command, f"--workers={workers}") as process:
         wait_until(lambda: bool(complete(out, tmp_path)) or process.poll() is not None)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does: workers get it too
+        else:
+            os.kill(process.pid, number)  # as a scheduler does
         text, _ = process.communicate(timeout=LIMIT)
         assert process.returncode == 130, text
         assert "the same command goes on" in text
@@ -204,7 +209,7 @@ def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(tmp_path, workers):
     before = complete(out, tmp_path)
     assert 1 <= len(before) < 5
     assert "RUNNING" not in {t.state.name for t in stored(out, tmp_path)}
-    if workers:
+    if workers and number == signal.SIGINT:
         return  # going on is the same as after a kill
     finish(*command, f"--workers={workers}")
     after = complete(out, tmp_path)

@@ -29,7 +29,7 @@ def sleeper(trial: Trial, report: Report) -> Outcome:
     return Outcome(curve[-1][1], curve)
 
 
-def find(evaluate: Recorded, path: Path | None, **arguments: object) -> SearchResult:
+def find(evaluate: Recorded, path: Path | str | None, **arguments: object) -> SearchResult:
     wanted = {"trials": 10, "steps": 20, "longest_steps": 90, "confirm_seeds": 2, "storage": path}
     return search_init(evaluate, SPACE, **{**wanted, **arguments})
 
@@ -110,6 +110,53 @@ def test_cut_off_while_the_short_trials_are_set_aside(tmp_path, monkeypatch, whe
     assert [call[3] for call in evaluate.calls[:9]] == [20] * 8 + [60]
     assert ended(path, "search of 20 steps") == 8
     assert result.best.spec.strategy == "orthogonal"
+
+
+@pytest.mark.parametrize("longest", [0, 20, 60, 65, 5000])
+def test_what_is_long_already_goes_on_whatever_is_allowed_now(tmp_path, longest):
+    path = tmp_path / JOURNAL
+    evaluate = Recorded(tmp_path, sleeper)
+    first = find(evaluate, path)
+    done = len(evaluate.calls)
+    again = find(evaluate, path, longest_steps=longest)
+    assert len(evaluate.calls) == done, "all is there"
+    assert again.to_dict() == first.to_dict()
+    more = find(evaluate, path, longest_steps=longest, confirm_seeds=3, trials=12)
+    assert {call[3] for call in evaluate.calls[done:]} == {60}
+    assert more.note == first.note
+    assert SearchResult.load(tmp_path).to_dict() == more.to_dict()
+
+
+def test_read_while_the_short_trials_are_set_aside(tmp_path, monkeypatch):
+    path, real = tmp_path / JOURNAL, optuna.delete_study
+
+    def cut(**arguments: object) -> None:
+        real(**arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optuna, "delete_study", cut)
+    with pytest.raises(KeyboardInterrupt):
+        find(Recorded(tmp_path, sleeper), path)
+    with pytest.raises(ValueError, match="begins anew with longer trials: the command that"):
+        SearchResult.load(tmp_path)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+@pytest.mark.parametrize("database", [False, True])
+def test_several_goals_and_a_database(tmp_path, sampler, database):
+    def two(trial: Trial, report: Report) -> Outcome:
+        found = sleeper(trial, report)
+        return Outcome(found.metric, found.curve, others=(float(len(trial.spec.strategy)),))
+
+    storage = f"sqlite:///{tmp_path}/s.db" if database else tmp_path / JOURNAL
+    evaluate = Recorded(tmp_path, two)
+    wanted = {"mode": ("min", "max"), "monitor": ("a", "b"), "sampler": sampler}
+    first = find(evaluate, storage, **wanted)
+    assert first.steps == 60
+    assert len(first.trials) == 10
+    done = len(evaluate.calls)
+    assert find(evaluate, storage, **wanted).to_dict() == first.to_dict()
+    assert len(evaluate.calls) == done
 
 
 def test_workers_lengthen_too(tmp_path):

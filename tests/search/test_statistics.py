@@ -12,12 +12,12 @@ from lightning_init import InitSpec
 from lightning_init.search.budget import Goal
 from lightning_init.search.candidates import Candidate, Run
 from lightning_init.search.result import SearchResult
+from lightning_init.search.stability import stability
 from lightning_init.search.statistics import (
     chances_of_best,
     compare,
     most_failures,
     pairs_for,
-    stability,
 )
 
 RNG = np.random.default_rng(0)
@@ -206,11 +206,42 @@ def test_the_chance_of_being_better_is_students():
     assert math.isnan(compare([1.0], [2.0]).chance)
 
 
-def test_no_spread_is_certain():
-    found = compare([1.0] * 3, [2.0] * 3)
-    assert (found.low, found.high, found.chance) == (1, 1, 1)
-    assert compare([2.0] * 3, [1.0] * 3).chance == 0
-    assert compare([2.0] * 3, [1.0] * 3).worse
+def half_a_step(step: float, pairs: int, level: float = 0.95) -> float:
+    """How far an interval reaches at least."""
+    low, high = stats.t.interval(level, pairs - 1, scale=step / 2 / math.sqrt(pairs))
+    return (high - low) / 2
+
+
+def test_differences_that_are_equal_by_rounding_are_not_certain():
+    for worse, better in (([1.0] * 3, [2.0] * 3), ([0.8] * 3, [np.float32(0.9).item()] * 3)):
+        found, step = compare(better, worse, "max"), better[0] - worse[0]
+        assert found.low == pytest.approx(step - half_a_step(step, 3), rel=1e-9)
+        assert found.chance == pytest.approx(stats.t.cdf(2 * math.sqrt(3), 2), rel=1e-9)
+        assert not found.better(0)
+        assert not compare(worse, better, "max").better(0)
+    # Equal to within float32, and on a grid: accuracies of ten samples.
+    one, two = [0.7, 0.8, 0.9], [0.6, 0.7000000001, 0.8]
+    assert compare(one, two, "max").low == pytest.approx(0.1 - half_a_step(0.1, 3), rel=1e-6)
+    assert compare([0.7] * 5, [0.6] * 5, "max").better(0), "five times the same are enough"
+    wide = compare([1.0] * 5, [0.1] * 5, "max", 1 - 0.05 / 3)
+    assert wide.low == pytest.approx(0.9 - half_a_step(0.9, 5, 1 - 0.05 / 3), rel=1e-9)
+    assert wide.low > 0
+    same = compare([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    assert (same.low, same.high, same.chance) == (0, 0, 0.5), "what is compared with itself"
+
+
+@pytest.mark.parametrize("seeds", [3, 4])
+def test_rounded_metrics_do_not_win_by_being_equal(seeds):
+    """At the level of three candidates, accuracies of five samples."""
+    times, level = 6000, 1 - 0.05 / 3
+    one, two = RNG.binomial(5, 0.8, size=(2, times, seeds)) / 5
+    equal = sum(len(set(np.round(a - b, 6))) == 1 for a, b in zip(one, two, strict=True))
+    found = sum(
+        compare(a, b, "max", level).better(0)
+        for a, b in zip(one.tolist(), two.tolist(), strict=True)
+    )
+    assert found <= stats.binom.ppf(0.999, times, 0.025 / 3)
+    assert equal > 0.002 * times
 
 
 def test_two_equal_differences_decide_nothing():

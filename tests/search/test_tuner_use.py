@@ -16,6 +16,7 @@ from lightning_init.search.module_evaluate import ModuleEvaluate
 from lightning_init.search.prepared import Prepared
 from lightning_init.search.space import around
 from lightning_init.search.trial import Trial
+from lightning_init.search.tuned import in_python
 from lightning_init.strategies.apply import fingerprint
 from lightning_init.strategies.spec import InitSpec
 from tests.search.test_tuner import Net, Rows, evaluated, find, rows, trainer
@@ -37,6 +38,19 @@ def test_it_is_shown_how_it_goes_where_the_trainer_shows_it(capsys):
     find(Net(), Rows(), trainer(enable_progress_bar=True), progress=told.append)
     assert told
     assert capsys.readouterr().out == ""
+
+
+def test_what_it_says_names_arguments(tmp_path):
+    found = find(Net(), Rows())
+    flat = [(step, 2.3) for step in range(20)]
+    found = replace(found, trials=tuple({**trial, "curve": flat} for trial in found.trials))
+    said = [*found.lines(), *found.notes]
+    assert any("pass longer steps" in line for line in said)
+    assert not any("--" in line for line in said)
+    found.save(tmp_path)
+    assert "pass longer --steps" not in (tmp_path / "report.html").read_text()
+    said_with = f"the same command with {found.seeds_option} 9"
+    assert in_python(said_with) == "the same call with confirm_seeds=9"
 
 
 class Slow(pl.LightningDataModule):
