@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_utilities.core.inheritance import get_all_subclasses
 from torch.nn.modules import module as modules
 from torch.optim import optimizer as optimizers
+from torch.utils.data import BatchSampler, DataLoader
 
 from lightning_init.architecture.preserve import keep_rng
 
@@ -40,13 +42,39 @@ def isolated() -> Iterator[None]:
         >>> torch.get_default_dtype(), "PL_GLOBAL_SEED" in os.environ
         (torch.float32, False)
     """
-    undo = [keep_rng(), *_settings(), *_tables()]
+    undo = [keep_rng(), *_settings(), *_tables(), keep_loaders()]
     try:
         with warnings.catch_warnings():
             yield
     finally:
         for put_back in undo:
             put_back()
+
+
+def keep_loaders() -> Callable[[], None]:
+    """Lightning wraps the methods of loaders while it asks for one, and forgets it on an error.
+
+    The next loader that it makes would then be refused.
+
+    Returns:
+        A call that takes off what is left of that.
+    """
+    if _old("__init__") in vars(DataLoader):  # it is asking right now
+        return lambda: None
+
+    def put_back() -> None:
+        for base in (DataLoader, BatchSampler):
+            for kind in {base, *get_all_subclasses(base)}:
+                for name in ("__init__", "__setattr__", "__delattr__"):
+                    if (old := vars(kind).get(_old(name))) is not None:
+                        setattr(kind, name, old)
+                        delattr(kind, _old(name))
+
+    return put_back
+
+
+def _old(name: str) -> str:
+    return f"__old{name}"
 
 
 def _settings() -> Iterator[Callable[[], object]]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.data import DataLoader
 
 from lightning_init import InitSpec
 from lightning_init.search.evaluate import JobEvaluate
@@ -23,6 +24,7 @@ from lightning_init.search.isolated import isolated
 from lightning_init.search.job import ConfigError, Job
 from lightning_init.search.objectives import Objective
 from lightning_init.search.trial import Trial
+from tests.search import models
 
 STEPS = 9
 SEEN: list[tuple[float, ...]] = []
@@ -234,3 +236,23 @@ def test_the_same_trial_alone_in_a_fresh_process():
     names = ("init_fingerprint", "final_fingerprint")
     here = [found.metric, *(found.info[name] for name in names), found.curve[-1][1]]
     assert json.loads(line.removeprefix("FOUND")) == here
+
+
+def test_a_loader_that_fails_once_leaves_the_next_trial_its_loaders():
+    class Failing(models.Data):
+        def train_dataloader(self):
+            raise OSError("the disk is gone")
+
+    def fit(data):
+        with isolated():
+            quiet = dict.fromkeys(
+                ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"),
+                False,
+            )
+            trainer = pl.Trainer(max_steps=1, accelerator="cpu", **quiet)
+            trainer.fit(models.Net(), datamodule=data)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(Failing())
+    fit(models.Data())
+    assert "__old__init__" not in vars(DataLoader)

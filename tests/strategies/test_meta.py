@@ -70,7 +70,7 @@ def test_arbitrary_memory_is_named():
     assert not {e.info.name for e in plan if not e.written} ^ {"token"}
     model.to_empty(device="cpu")
     names = (
-        r"token, ids, norm.running_mean, norm.running_var, norm.num_batches_tracked: on the meta"
+        r"token, ids, norm.running_mean, norm.running_var, norm.num_batches_tracked: made without"
     )
     with pytest.warns(UserWarning, match=names + r".*reset_running_stats\(\)"):
         apply_(model, plan, seed=0)
