@@ -195,7 +195,7 @@ class Placement:
             self._waits = True
             self.missing = self.missing or str(error)
         else:
-            self._carry_out(module, plan, forward)
+            self._carry_out(module, _one_for_all(module, plan), forward)
 
     def _make_plan(self, module: pl.LightningModule, forward: Forward | None) -> Plan:
         try:
@@ -210,6 +210,11 @@ class Placement:
         return make_plan(module, self.strategy, scope=self.scope)
 
     def _carry_out(self, module: pl.LightningModule, plan: Plan, forward: Forward | None) -> None:
+        self._calibrate(module, plan, forward)
+        if _will_be_flat(module) and not agree_that(module.trainer, plan.calibrate_ is None):
+            _make_alike(module)
+
+    def _calibrate(self, module: pl.LightningModule, plan: Plan, forward: Forward | None) -> None:
         if self._built is not None:
             self._built.note(module)
         if plan.calibrate_ is not None and not plan.traced:
@@ -228,9 +233,24 @@ class Placement:
 
 def _one_for_all(module: pl.LightningModule, plan: Plan) -> Plan:
     """Each process may have seen another batch: of what they hold together, one decides."""
-    if not any_sharded(module.parameters()):
+    if not (any_sharded(module.parameters()) or _will_be_flat(module)):
         return plan
     return replace(plan, entries=module.trainer.strategy.broadcast(plan.entries))
+
+
+def _will_be_flat(module: pl.LightningModule) -> bool:
+    """Whether FSDP1 will cut the weights up as each process has them; DDP makes them alike."""
+    trainer = module.trainer
+    kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
+    return trainer.world_size > 1 and "FSDPStrategy" in kinds
+
+
+def _make_alike(module: pl.LightningModule) -> None:
+    """Give all processes the weights of the first."""
+    strategy = module.trainer.strategy
+    with torch.no_grad():
+        for _, tensor in named_tensors(module):
+            tensor.copy_(strategy.broadcast(tensor.detach().cpu()))
 
 
 def was_rewritten(model: nn.Module) -> bool:

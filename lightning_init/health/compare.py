@@ -27,8 +27,8 @@ class Comparison:
         >>> from lightning_init.architecture.readings import Readings
         >>> empty = Report((), Readings())
         >>> print(Comparison({"keep": empty, "auto": empty}))
-        keep: healthy: nothing was measured
-        auto: healthy: nothing was measured
+        keep: nothing was measured
+        auto: nothing was measured
     """
 
     reports: Mapping[str, Report]

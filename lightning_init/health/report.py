@@ -19,6 +19,8 @@ from lightning_init.health.marks import marks
 from lightning_init.health.page import page
 from lightning_init.health.words import baseline_note, finding as words, notes, wrapped
 
+_NOTHING = "nothing was measured"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -33,7 +35,7 @@ class Report:
 
     Example:
         >>> Report((), Readings()).verdict()
-        'healthy: nothing was measured'
+        'nothing was measured'
     """
 
     findings: tuple[Finding, ...]
@@ -66,7 +68,8 @@ class Report:
         """One paragraph: symptom, place, likely cause, fix; or that nothing was found."""
         worst = self.worst
         if worst is None or worst.severity == "info":
-            return f"healthy: {self._seen()}"
+            seen = self._seen()
+            return seen if seen == _NOTHING else f"healthy: {seen}"
         more = len(self.findings) - 1
         others = f"\n  and {more} more finding{'s' * (more > 1)} in the report" if more else ""
         return f"{worst}{others}"
@@ -80,7 +83,7 @@ class Report:
             course = f"loss {losses[0]:.4g} -> {losses[-1]:.4g} in {len(losses)} steps"
             return f"{text}, {course}" if steps else course
         if not steps:
-            return "nothing was measured"
+            return _NOTHING
         for loss in self.readings.steps[0].losses[:1]:
             text += f", {loss.kind} {loss.value:.4g} (chance {loss.chance:.4g})"
         return text
@@ -121,7 +124,7 @@ class Report:
 
         Example:
             >>> Report((), Readings(), ("loss: none",)).summary()
-            'healthy: nothing was measured'
+            'nothing was measured'
         """
         counts = Counter(finding.severity for finding in self.findings)
         said = [

@@ -232,6 +232,56 @@ def streams(folder: Path) -> None:
         torch.save(start.weights, folder / f"{label}-{rank}.pt")
 
 
+class Own(torch.utils.data.Dataset[Any]):
+    """Each process has labels of its own, and scales of its own."""
+
+    def __init__(self, rank: int | None = None) -> None:
+        self.rank = torch.distributed.get_rank() if rank is None else rank
+        self.data = [(x * (1 + self.rank), y) for x, y in nets.digits() if int(y) % 2 == self.rank][
+            :128
+        ]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[index]
+
+
+CALIBRATED = (
+    ("fsdp (FSDP1)", "lsuv"),
+    ("fsdp (FSDP1)", "prior_head"),
+    ("model parallel (FSDP2)", "prior_head"),
+    ("model parallel (FSDP2, meta)", "prior_head"),
+)
+
+
+def looked(folder: Path) -> None:
+    """What each process sees before training differs; the first one's counts for all."""
+    for label, name in CALIBRATED:
+        strategy, module = WAYS[label]
+        start = Start()
+        loader = torch.utils.data.DataLoader(Own(), 32)
+        given = {"devices": 2, "max_steps": 1, "default_root_dir": folder, "strategy": strategy()}
+        callback = InitCallback(name, seed=3, verbose=False)
+        nets.fit(module(), callback, start, loader=loader, **given)
+        torch.save(start.weights, folder / f"{label}-{name}-{torch.distributed.get_rank()}.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.case(21, 22, 23)
+def test_of_other_batches_before_training_the_first_processs_counts(tmp_path: Path) -> None:
+    together(tmp_path, looked)
+    for label, name in CALIBRATED:
+        start = nets.AtStart()
+        loader = torch.utils.data.DataLoader(Own(0), 32)
+        callback = InitCallback(name, seed=3, verbose=False)
+        nets.fit(Late(), callback, start, loader=loader, max_steps=1)
+        for rank in (0, 1):
+            weights = torch.load(tmp_path / "looked" / f"{label}-{name}-{rank}.pt")
+            assert nets.same(weights, start.weights), (label, name, rank)
+
+
 def resumed(folder: Path) -> None:
     """A checkpoint wins over what has been drawn into parts, real or on meta.
 

@@ -59,7 +59,7 @@ def test_textbook_columns(numbers: dict[str, float], note: str) -> None:
 def test_verdict_and_worst() -> None:
     empty = Report((), Readings())
     assert empty.worst is None
-    assert empty.verdict() == "healthy: nothing was measured"
+    assert empty.verdict() == "nothing was measured"
     one, two = finding(), finding("warning")
     assert Report((one,), Readings()).verdict() == (
         "ERROR rule at fc, step 3: is wrong\n  likely cause: why\n  fix: type this"
