@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_init.search.isolated import keep_loaders
 from tests.cases import CASES
 
 Ran = Callable[..., None]
@@ -38,7 +39,9 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(name)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    put_back = keep_loaders()
     yield
+    put_back()  # a fit may have ended while Lightning asked for a loader
     torch.set_num_threads(before)
 
 

@@ -28,6 +28,7 @@ _FLAGS = (
     (torch.backends.cuda.matmul, ("allow_tf32", "allow_fp16_reduced_precision_reduction")),
     (torch.backends.mkldnn, ("enabled",)),
 )
+_WRAPPED = ("__init__", "__setattr__", "__delattr__")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -54,27 +55,36 @@ def isolated() -> Iterator[None]:
 def keep_loaders() -> Callable[[], None]:
     """Lightning wraps the methods of loaders while it asks for one, and forgets it on an error.
 
-    The next loader that it makes would then be refused.
+    Each such error adds a wrapper, and a loader that Lightning makes anew is then refused.
 
     Returns:
-        A call that takes off what is left of that.
+        A call that puts the methods back.
     """
-    if _old("__init__") in vars(DataLoader):  # it is asking right now
-        return lambda: None
+    before = {kind: _methods(kind) for kind in _loaders()}
 
     def put_back() -> None:
-        for base in (DataLoader, BatchSampler):
-            for kind in {base, *get_all_subclasses(base)}:
-                for name in ("__init__", "__setattr__", "__delattr__"):
-                    if (old := vars(kind).get(_old(name))) is not None:
-                        setattr(kind, name, old)
-                        delattr(kind, _old(name))
+        for kind in _loaders():
+            now = _methods(kind)
+            # Of a class that is new, what Lightning itself keeps.
+            own = {name: now[f"__old{name}"] for name in _WRAPPED if f"__old{name}" in now}
+            wanted = before.get(kind, {**{n: now[n] for n in _WRAPPED if n in now}, **own})
+            for name in now.keys() - wanted.keys():
+                delattr(kind, name)
+            for name, method in wanted.items():
+                if now.get(name) is not method:
+                    setattr(kind, name, method)
 
     return put_back
 
 
-def _old(name: str) -> str:
-    return f"__old{name}"
+def _loaders() -> set[type]:
+    bases = (DataLoader, BatchSampler)
+    return {kind for base in bases for kind in (base, *get_all_subclasses(base))}
+
+
+def _methods(kind: type) -> dict[str, Any]:
+    names = (*_WRAPPED, *(f"__old{name}" for name in _WRAPPED))
+    return {name: vars(kind)[name] for name in names if name in vars(kind)}
 
 
 def _settings() -> Iterator[Callable[[], object]]:

@@ -6,17 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from lightning_init.search.isolated import keep_loaders
 from tests.callbacks.nets import seed_all
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     seed_all(0)
-    put_back = keep_loaders()
-    yield
-    put_back()  # a fit that ended while Lightning asked for a loader
 
 
 @pytest.fixture

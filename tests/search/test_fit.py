@@ -238,23 +238,22 @@ def test_the_same_trial_alone_in_a_fresh_process():
     assert json.loads(line.removeprefix("FOUND")) == here
 
 
-def test_a_loader_that_fails_once_leaves_the_next_trial_its_loaders():
+def test_loaders_that_fail_leave_the_next_trial_its_own():
     made = DataLoader.__init__
 
     class Failing(models.Data):
         def train_dataloader(self):
             raise OSError("the disk is gone")
 
-    def fit(data):
-        with isolated():
-            quiet = dict.fromkeys(
-                ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"),
-                False,
-            )
-            trainer = pl.Trainer(max_steps=1, accelerator="cpu", **quiet)
-            trainer.fit(models.Net(), datamodule=data)
+    def fit(data: pl.LightningDataModule) -> None:
+        names = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        trainer = pl.Trainer(max_steps=1, accelerator="cpu", **dict.fromkeys(names, False))
+        trainer.fit(models.Net(), datamodule=data)
 
-    with pytest.raises(OSError, match="the disk is gone"):
-        fit(Failing())
+    with isolated():
+        for _ in range(2):
+            with pytest.raises(OSError, match="the disk is gone"):
+                fit(Failing())
     assert DataLoader.__init__ is made
+    assert not [name for name in vars(DataLoader) if name.startswith("__old")]
     fit(models.Data())
