@@ -87,6 +87,18 @@ def noisy() -> nn.Sequential:
     )
 
 
+class Model(Validated):
+    """Brings its data: for a command line."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__(mlp(width))
+
+    def train_dataloader(self) -> Any:
+        return ordered()
+
+    val_dataloader = train_dataloader
+
+
 def sick(depth: int = 30) -> nn.Sequential:
     """PyTorch's default on a deep tanh net: outputs and gradients vanish."""
     layers: list[nn.Module] = [nn.Linear(64, 32), nn.Tanh()]

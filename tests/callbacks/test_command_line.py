@@ -18,7 +18,7 @@ from lightning_init import HealthMonitor, InitCallback, InitSpec, initialize_, s
 from lightning_init.search.space import Space
 from lightning_init.search.trial import Outcome
 from tests.callbacks import nets
-from tests.callbacks.nets import AtStart, Validated, mlp
+from tests.callbacks.nets import AtStart, Model
 
 pytestmark = pytest.mark.filterwarnings(  # lightning calls an old name
     "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"
@@ -26,16 +26,6 @@ pytestmark = pytest.mark.filterwarnings(  # lightning calls an old name
 QUIET = {"accelerator": "cpu", "logger": False, "max_steps": 1, "enable_checkpointing": False,
          "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 1,
          "default_root_dir": "out"}  # fmt: skip
-
-
-class Model(Validated):
-    def __init__(self, width: int = 16) -> None:
-        super().__init__(mlp(width))
-
-    def train_dataloader(self) -> Any:
-        return nets.ordered()
-
-    val_dataloader = train_dataloader
 
 
 class WithoutOptimizer(Model):

@@ -14,7 +14,7 @@ from lightning_init import InitCallback, InitSpec, initialize_
 from lightning_init.callbacks.actions import UnhealthyError
 from lightning_init.callbacks.several import shared
 from tests.callbacks import nets
-from tests.callbacks.nets import BuiltInConfigureModel, Digits, Validated, mlp
+from tests.callbacks.nets import BuiltInConfigureModel, Digits, Model, mlp
 from tests.callbacks.test_placement import direct, quiet, started
 
 
@@ -128,16 +128,6 @@ def test_a_rescue_draws_only_what_is_its_own() -> None:
 
 
 # A user's own callback, and that of a search's best.yaml after it
-
-
-class Model(Validated):
-    def __init__(self, width: int = 16) -> None:
-        super().__init__(mlp(width))
-
-    def train_dataloader(self) -> Any:
-        return nets.ordered()
-
-    val_dataloader = train_dataloader
 
 
 BEST = """

@@ -69,7 +69,7 @@ def test_looking_at_a_database_makes_none(tmp_path, capsys):
         ("postgresql://me:a@b:c/d@host:5432/x", "postgresql://me:***@host:5432/x"),
         ("mysql://:pw@host/x?ssl=1&password=pw", "mysql://:***@host/x?ssl=1&password=***"),
         ("postgresql://me@host/x", "postgresql://me@host/x"),
-        ("sqlite:////tmp/a.db", "sqlite:////tmp/a.db"),
+        ("sqlite:////runs/a.db", "sqlite:////runs/a.db"),
         ("mysql:me:pw@host/x", "mysql:***@host/x"),
     ],
 )
