@@ -157,13 +157,19 @@ def _key(data: pl.LightningDataModule) -> str | None:
 
 
 class _Pickler(pickle.Pickler):
-    """Of large tensors and arrays it writes what tells them apart, and no copy."""
+    """Of tensors and large arrays it writes what tells them apart, and no copy."""
 
     def persistent_id(self, value: object) -> object:
-        if not isinstance(value, (Tensor, np.ndarray)) or not _is_large(value):
+        if type(value) is Tensor and value.layout is torch.strided and value.device.type == "cpu":
+            # As torch pickles it, a tensor is told apart by where it lies in memory as well.
+            more: tuple[object, ...] = (value.stride(), value.requires_grad)
+            content = _bytes(value.contiguous().reshape(-1))
+        elif isinstance(value, np.ndarray) and _is_large(value):
+            more, content = (), _bytes(value)
+        else:
             return None
-        digest = hashlib.sha256(_bytes(value)).hexdigest()
-        return type(value), str(value.dtype), tuple(value.shape), digest
+        digest = hashlib.sha256(content).hexdigest()
+        return type(value), str(value.dtype), tuple(value.shape), *more, digest
 
 
 def _state(data: pl.LightningDataModule) -> dict[str, Any]:

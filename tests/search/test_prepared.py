@@ -89,6 +89,25 @@ class DrawsInConstructor(Plain):
         self.train = TensorDataset(x + 0.1 * self.noise, y)
 
 
+class HoldsTensors(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds = {
+            "number": torch.tensor(0.5),
+            "none": torch.empty(0, 3),
+            "half": torch.ones(3, dtype=torch.bfloat16),
+            "turned": torch.arange(6).view(2, 3).T,
+            "learned": torch.nn.Parameter(torch.ones(2)).detach().requires_grad_(),
+            "generator": torch.Generator().manual_seed(3),
+        }
+
+
+class Shifted(Plain):
+    def __init__(self, shift: float = 0.0) -> None:
+        super().__init__()
+        self.shift = torch.tensor([0.0, shift])
+
+
 class DrawsNumpy(Plain):
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -188,9 +207,12 @@ class Brings(Net):
         return DataLoader(TensorDataset(*rows()), batch_size=8, shuffle=True)
 
 
-ONCE = [Plain, Large, OwnGenerator, WithWorkers, Streams, ChangesInLoader, AsksForProcesses]
+ONCE = [
+    *(Plain, Large, OwnGenerator, WithWorkers, Streams, ChangesInLoader, AsksForProcesses),
+    *(DrawsInConstructor, HoldsTensors),
+]
 AFRESH = [
-    *(Split, DrawsInConstructor, DrawsNumpy, DrawsWhilePreparing, WritesIntoData),
+    *(Split, DrawsNumpy, DrawsWhilePreparing, WritesIntoData),
     *(AsksForSteps, OpensFile, TearsDown),
 ]
 
@@ -242,6 +264,15 @@ def test_who_is_prepared_once(data, once):
     # What wrote into shared data is found out after the first trial.
     expected = [] if once else ["prepare", "fit"] * 3
     assert expected == CALLS
+
+
+def test_one_value_of_one_tensor_is_other_data():
+    run = evaluate(Shifted)
+    for shift, expected in ((0.1, ["prepare", "fit"]), (0.1, []), (0.1000001, ["prepare", "fit"])):
+        CALLS.clear()
+        config = {"data.init_args.shift": shift}
+        run(Trial(InitSpec("keep"), config, 3, STEPS, gated=False), go_on)
+        assert expected == CALLS
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`:UserWarning")
