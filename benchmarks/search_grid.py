@@ -23,6 +23,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from jsonargparse import Namespace
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.search_runs import SOURCES, cached, mean, script, sd  # noqa: E402
+from benchmarks.search_runs import SOURCES, ahead, cached, mean, script, sd  # noqa: E402
 from benchmarks.search_tasks import CODE, LR, MONITOR, Task, build, fit_of, tasks  # noqa: E402
 from lightning_init import InitCallback, InitSpec, search_init  # noqa: E402
 from lightning_init.search.evaluate import JobEvaluate  # noqa: E402
@@ -230,6 +231,12 @@ def report(args: argparse.Namespace) -> str:
         task = tasks()[key]
         task = replace(task, short=round(task.short * scale.share))
         known = grid(key, task, scale, args.cache, args.workers)
+        searches = [
+            partial(_story, how, key, task, seed, scale, args.cache)
+            for how in ("search", "Optuna")
+            for seed in range(scale.repeats)
+        ]
+        ahead(searches, args.workers)
         where = f"{known.best[0]}, lr {known.best[1]:.2g}: {known.value:.3f}"
         lines.append(
             f"| {task.name} | {where}, enough {known.enough:.3f} | grid | {known.steps} | 1 "

@@ -55,6 +55,26 @@ def _sources() -> str:
 SOURCES = _sources()  # changes with the code of the search and of the initializers
 
 
+def processes(count: int) -> ProcessPoolExecutor:
+    """Processes of one thread each."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.search_tasks"])
+    return ProcessPoolExecutor(count, context, _begin)
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    quiet()
+
+
+def ahead(calls: Sequence[Callable[[], object]], workers: int) -> None:
+    """Make what is stored, at once; what calls it later finds it."""
+    if workers > 1 and len(calls) > 1:
+        with processes(workers) as pool:
+            for waiting in [pool.submit(call) for call in calls]:
+                waiting.result()
+
+
 def cached(fits: Iterable[Fit], cache: Path, workers: int = 0) -> dict[Fit, float]:
     """The metric of each training, capped at the task's worst; trained where it is not stored."""
     found, missing = {}, []
@@ -74,9 +94,7 @@ def cached(fits: Iterable[Fit], cache: Path, workers: int = 0) -> dict[Fit, floa
         found[fit] = result["metric"]
 
     if workers > 1 and len(missing) > 1:
-        context = get_context("forkserver")
-        context.set_forkserver_preload(["benchmarks.search_tasks"])
-        with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        with processes(workers) as pool:
             for fit, result in zip(missing, pool.map(run, missing), strict=True):
                 keep(fit, result)
     else:
@@ -107,7 +125,7 @@ def script(
     parser.add_argument("--only", default="", help="tasks whose key has this in it")
     for option, (default, text) in numbers.items():
         parser.add_argument(f"--{option}", type=int, default=default, help=text)
-    parser.add_argument("--workers", type=int, default=1, help="processes for known trainings")
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread")
     parser.add_argument("--write", action="store_true", help=f"into docs/{PAGE.name}")
     parser.add_argument("--cache", type=Path, default=ROOT / ".benchmarks")
     args = parser.parse_args()

@@ -3,11 +3,12 @@
     python benchmarks/search_wins.py [--quick] [--only cnn] [--seed 0] [--workers 1]
 
 `lightning-init search` runs as it comes, only its trials are shortened with the trainings (`short`
-in search_tasks.py); where it says that more seeds may tell, it is run once more with those. Then full trainings on 8 seeds that nothing has seen, paired, three ways: the
-winner with its learning rate (`best.yaml`) against the others at the user's; all at the user's; and
-each at its own best of five rates (on two other seeds). The difference is in seed standard
-deviations of `keep`; a diverged training counts as twice the loss of guessing. `better` and `not
-worse`: the 95 % interval lies above 0, above -0.5; `worse`: below -0.5; else `undecided`.
+in search_tasks.py); where it says that more seeds may tell, it is run once more with those. Then
+full trainings on 8 seeds that nothing has seen, paired, three ways: the winner with its learning
+rate (`best.yaml`) against the others at the user's; all at the user's; and each at its own best of
+five rates (on two other seeds). The difference is in seed standard deviations of `keep`; a diverged
+training counts as twice the loss of guessing. `better` and `not worse`: the 95 % interval lies
+above 0, above -0.5; `worse`: below -0.5; else `undecided`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -26,7 +28,7 @@ from jsonargparse import Namespace
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.search_runs import SOURCES, cached, interval, mean, script, sd  # noqa: E402
+from benchmarks.search_runs import SOURCES, ahead, cached, interval, mean, script, sd  # noqa: E402
 from benchmarks.search_tasks import CODE, LR, RATES, Task, fit_of, tasks  # noqa: E402
 from lightning_init import InitSpec, search_init  # noqa: E402
 from lightning_init.search.evaluate import JobEvaluate  # noqa: E402
@@ -161,10 +163,14 @@ def report(args: argparse.Namespace) -> str:
         "| winner - keep in sd [95 %] | winner - auto |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for key, task in list(tasks().items())[: 1 if args.quick else None]:
-        if args.only not in key:
-            continue
-        task = replace(task, short=round(task.short * budget.share))
+    chosen = {
+        key: replace(task, short=round(task.short * budget.share))
+        for key, task in list(tasks().items())[: 1 if args.quick else None]
+        if args.only in key
+    }
+    searches = [partial(winner, task, args.seed, budget, args.cache) for task in chosen.values()]
+    ahead(searches, args.workers)
+    for key, task in chosen.items():
         found = winner(task, args.seed, budget, args.cache)
         head = f"| **{task.name}**: {found.spec}, lr {found.lr:.2g} | | | | | | | |"
         print(f"{key}: {found.verdict} ({found.seconds:.0f} s)", file=sys.stderr, flush=True)
