@@ -215,6 +215,7 @@ class Readings:
         lr: Largest learning rate of the optimizers, by step number.
         rows: Samples of a batch, 0 if unknown.
         baseline: What a shallow model reached on the same batches, None if there was none.
+        small_eps: An optimizer whose eps is too small for the precision of its weights, in words.
     """
 
     steps: tuple[StepReading, ...] = ()
@@ -225,3 +226,4 @@ class Readings:
     lr: dict[int, float] = field(default_factory=dict)
     rows: int = 0
     baseline: BaselineReading | None = None
+    small_eps: str = ""

@@ -15,6 +15,7 @@ from lightning_init.architecture.sharded import is_flat
 from lightning_init.callbacks.agree import Agreement
 from lightning_init.callbacks.forward import training_forward
 from lightning_init.callbacks.tally import Tally
+from lightning_init.callbacks.watch import small_eps
 from lightning_init.health.attempts import Attempt
 from lightning_init.health.audit import audit
 from lightning_init.health.findings import Finding
@@ -91,6 +92,7 @@ class Record:
             skips_allowed=scaler is not None,
             bad_batches=tuple(sorted({*self._first.bad_batches, *self.tally.bad_batches})),
             lr=dict(self.tally.lr),
+            small_eps=small_eps(trainer.optimizers),
         )
         found = self._agree(trainer, examine(seen, self.rules), last)
         return Report(found, seen, self.blind, self.attempts)

@@ -178,6 +178,28 @@ def rates(optimizers: Iterable[Optimizer]) -> dict[int, float]:
     }
 
 
+def small_eps(optimizers: Iterable[Optimizer]) -> str:
+    """An optimizer whose eps lies below the normal numbers of its weights' precision.
+
+    There the square of a usual gradient rounds to 0, and eps alone is what it divides by.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float16))
+        >>> small_eps([torch.optim.Adam([weight])])
+        'Adam(eps=1e-08) in float16'
+        >>> small_eps([torch.optim.Adam([weight], eps=1e-4)])
+        ''
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            eps = group.get("eps", 0.0)
+            for dtype in {one.dtype for one in group["params"] if one.is_floating_point()}:
+                if isinstance(eps, float) and 0 < eps < torch.finfo(dtype).smallest_normal:
+                    name, precision = type(optimizer).__name__, str(dtype).removeprefix("torch.")
+                    return f"{name}(eps={eps:g}) in {precision}"
+    return ""
+
+
 def weight_samples(module: pl.LightningModule) -> dict[str, Tensor]:
     """Tag -> some values of each matrix, kernel and table."""
     return {

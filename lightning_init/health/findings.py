@@ -17,7 +17,8 @@ class Cause:
 
     Attributes:
         name: What it is in one or two words, e.g. `learning rate`, `data scale`, `init scale`,
-            `activation`, `loss function`, `output layer`, `architecture`, `data`.
+            `activation`, `loss function`, `output layer`, `architecture`, `data`,
+            `precision`.
         text: Why it is suspected; with numbers where there are any.
         remedy: The argument or command to type, or what to check.
     """

@@ -123,6 +123,8 @@ def _finding(
     if _bad_batch(readings, step):
         symptom = f"the batch of step {step} itself holds NaN or infinity: {symptom}"
         where, known = "data", _DATA
+    elif known is None and step and readings.small_eps:
+        known = _precision(readings.small_eps)
     later = (_LEARNING_RATE, _DATA, _INIT_SCALE, _ARCHITECTURE)
     causes = ranked(readings, *(later if step else (_INIT_SCALE, _DATA, _ARCHITECTURE)))
     if known is not None:
@@ -131,6 +133,14 @@ def _finding(
         "non_finite", "error", where, step, math.nan, math.inf, symptom, causes,
         "https://docs.pytorch.org/docs/stable/autograd.html#anomaly-detection",
     )  # fmt: skip
+
+
+def _precision(small_eps: str) -> Cause:
+    return Cause(
+        "precision",
+        f"{small_eps}: the square of a gradient of 1e-3 is 0 there, and eps no number to divide by",
+        'Trainer(precision="bf16-true") or "16-mixed", or eps=1e-4 in the optimizer',
+    )
 
 
 def _bad_batch(readings: Readings, step: int) -> bool:

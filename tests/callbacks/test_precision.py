@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from lightning_init import InitCallback
+from lightning_init.callbacks.watch import small_eps
 from tests.callbacks import nets
 from tests.callbacks.nets import AtStart, Digits, mlp
 from tests.callbacks.watching import (
@@ -215,3 +216,36 @@ def test_weights_that_were_written_zero_times_but_hold_something_are_kept(how: s
     _, start = fitted(module, InitCallback("orthogonal", seed=3, verbose=False))
     for name in ("net.0.weight", "net.2.weight", "net.2.bias"):
         assert torch.equal(start.weights[name], trained.state_dict()[name])
+
+
+class WithEps(Digits):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3, eps=self.eps)
+
+
+@pytest.mark.filterwarnings("ignore::lightning_init.callbacks.actions.UnhealthyWarning")
+@pytest.mark.parametrize(("eps", "enough"), [(1e-8, False), (1e-4, True)])
+def test_an_eps_too_small_for_float16_is_named(eps: float, enough: bool) -> None:
+    module, callback = WithEps(mlp()), InitCallback("auto", seed=3)
+    module.eps = eps
+    nets.fit(module, callback, max_steps=10, precision="16-true")
+    assert callback.report is not None
+    errors = callback.report.errors
+    assert [finding.causes[0] for finding in errors] == ([] if enough else ["precision"])
+    assert all("AdamW(eps=1e-08) in float16" in finding.likely_cause for finding in errors)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "eps", "said"),
+    [
+        (torch.float16, 6.0e-5, "Adam(eps=6e-05) in float16"),
+        (torch.float16, 6.2e-5, ""),
+        (torch.bfloat16, 1e-8, ""),
+        (torch.float32, 1e-37, ""),
+        (torch.float32, 1e-38, "Adam(eps=1e-38) in float32"),
+    ],
+)
+def test_which_eps_is_too_small(dtype: torch.dtype, eps: float, said: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(1, dtype=dtype))
+    assert small_eps([torch.optim.Adam([weight], eps=eps)]) == said
+    assert small_eps([torch.optim.SGD([weight]), torch.optim.Adafactor([weight])]) == ""
