@@ -74,6 +74,7 @@ def guarded(act: Callable[[], int], debug: bool = False) -> int:
     try:
         return act()
     except KeyboardInterrupt:
+        print("lightning-init: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader (`| head`) has seen enough
         sys.stdout = None  # nothing is left to flush

@@ -26,6 +26,15 @@ def test_help_names_every_command(capsys, arguments):
         assert text in said.out
 
 
+def test_an_interrupted_command_says_so(capsys, monkeypatch):
+    def run(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_init.cli.list.run", run)
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err == "lightning-init: interrupted\n"
+
+
 @pytest.mark.parametrize("argument", ["--help", "--version", "serch"])
 def test_nothing_heavy_is_imported_before_the_command_is_known(argument):
     code = (

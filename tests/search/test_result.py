@@ -4,9 +4,11 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 import yaml
+from scipy.stats import t as student
 
 from lightning_init import InitCallback, InitSpec, compare_specs, search_init
 from lightning_init.search.space import Space, around
@@ -267,6 +269,20 @@ def test_what_is_probably_better_is_told_with_the_seeds_that_may_tell():
     )
     assert more.best.spec.strategy == "orthogonal"
     assert not any(line.startswith("undecided") for line in more.lines())
+
+
+@pytest.mark.parametrize(("chance", "told"), [(0.895, False), (0.905, True)])
+def test_from_which_chance_on_more_seeds_are_advised(chance, told):
+    spread = [-0.2, -0.1, 0.0, 0.1, 0.2]
+    gain = student.ppf(chance, 4) * np.std(spread, ddof=1) / math.sqrt(5)
+
+    def evaluate(trial, report):
+        better = (gain + spread[trial.seed % 5]) * (trial.spec.strategy == "orthogonal")
+        return Outcome(2.0 - better)
+
+    found = compare_specs(evaluate, ["orthogonal"], seeds=5)
+    assert found.comparisons[0].chance == pytest.approx(chance, abs=1e-6)
+    assert any(line.startswith("undecided") for line in found.lines()) is told
 
 
 def test_seeds_that_may_tell_are_more_than_there_were():
