@@ -4,6 +4,7 @@ Small models run faster on one thread than on two, and shared machines then agre
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from lightning_init.search.isolated import keep_loaders
 from tests.cases import CASES
 
 Ran = Callable[..., None]
+
+# For scripts that tests start: beside another test, threads of two wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
