@@ -109,7 +109,9 @@ class Pool:
 
     def _start(self, device: str | None) -> _Worker:
         here, there = self._context.Pipe()
-        place = Place(self._pickled, device, self._threads, self._log, tuple(sys.path))
+        # The first of all is the default; asking for it by name would settle it for the user.
+        start = mp.get_start_method(allow_none=True) or mp.get_all_start_methods()[0]
+        place = Place(self._pickled, device, self._threads, self._log, tuple(sys.path), start)
         process = self._context.Process(  # type: ignore[attr-defined]
             target=serve,
             args=(there, place),

@@ -29,6 +29,7 @@ class Place:
         threads: Of its computations.
         log: A file for everything that it prints.
         path: Where it finds modules.
+        start: How its own processes are started, as they are in the search's process.
     """
 
     evaluate: bytes
@@ -36,6 +37,7 @@ class Place:
     threads: int
     log: Path | None
     path: tuple[str, ...]
+    start: str
 
 
 def serve(connection: Connection, place: Place) -> None:
@@ -46,6 +48,10 @@ def serve(connection: Connection, place: Place) -> None:
         os.setpgid(0, 0)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     sys.path[:] = place.path
+    # Else data loaders start as workers do: slowly, and without data sets that cannot be pickled.
+    mp.set_start_method(place.start, force=True)
+    with contextlib.suppress(AttributeError):  # a loader that holds it would hide a worker's death
+        os.register_at_fork(after_in_child=connection.close)
     # Before anything can ask CUDA for its devices, and for what starts its threads later.
     if place.device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place.device

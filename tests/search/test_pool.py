@@ -1,5 +1,6 @@
 """A worker costs its own trial only: killed, too slow, out of memory, hung, mistaken."""
 
+import multiprocessing as mp
 import os
 import signal
 import subprocess
@@ -287,3 +288,23 @@ def test_a_search_with_a_fresh_process_for_each_trial(tmp_path):
         for isolate in (False, True)
     ]
     assert found[0].to_dict() == found[1].to_dict()
+
+
+def has_a_child(trial: Trial, report: object) -> Outcome:
+    """As a data loader with a data set that cannot be pickled; the worker may end before it."""
+    child = mp.Process(target=lambda: time.sleep(600 if trial.seed else 0))
+    child.start()
+    if trial.seed:
+        os.kill(os.getpid(), signal.SIGKILL)
+    child.join()
+    return Outcome(float(child.exitcode))
+
+
+@pytest.mark.skipif(mp.get_all_start_methods()[0] != "fork", reason="nothing is forked here")
+def test_what_a_worker_starts_starts_as_it_does_in_fit():
+    with pool_of(has_a_child) as pool:
+        assert answer_to(pool, 0, trial("keep")).outcome.metric == 0
+        pool.submit(1, trial("keep", seed=1))
+        answers = (pool.next(lambda *news: False, seconds=5) for _ in range(4))
+        lost = next(answer for answer in answers if answer is not None)
+        assert "SIGKILL" in lost.crash
