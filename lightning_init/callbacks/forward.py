@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_init.architecture.preserve import preserved
 from lightning_init.architecture.sharded import is_flat
 from lightning_init.architecture.state import keep_state
+from lightning_init.callbacks.still import stand_ins, undone
 
 _BATCH = 64  # rows of a batch taken before training, at most
 
@@ -143,52 +144,16 @@ def _silenced(module: pl.LightningModule, losses: list[Tensor]) -> Iterator[None
         ("log", "log_dict", "clip_gradients", "toggle_optimizer", "untoggle_optimizer"), nothing
     )
     replaced["manual_backward"] = backward
-    replaced["optimizers"] = lambda *_, **__: _still(_count(module, "optimizers"))
-    replaced["lr_schedulers"] = lambda: _still(_count(module, "lr_scheduler_configs"))
+    replaced["optimizers"], replaced["lr_schedulers"] = stand_ins(module)
     before = {name: module.__dict__[name] for name in replaced if name in module.__dict__}
     module.__dict__.update(replaced)
     try:
-        yield
+        with undone(module):
+            yield
     finally:
         for name in replaced:
             module.__dict__.pop(name, None)
         module.__dict__.update(before)
-
-
-class _Still:
-    """An optimizer or scheduler that does nothing when it is told to."""
-
-    def __init__(self) -> None:
-        self.param_groups: list[dict[str, Any]] = [{"lr": 0.0, "params": []}]
-
-    def step(self, closure: Callable[[], Any] | None = None, *args: Any, **kwargs: Any) -> None:
-        if closure is not None:
-            closure()
-
-    def toggle_model(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
-
-
-def _still(count: int) -> Any:
-    return _Still() if count == 1 else [_Still() for _ in range(count)]
-
-
-def _count(module: pl.LightningModule, what: str) -> int:
-    trainer = module._trainer
-    attached = getattr(trainer.strategy, what, None) if trainer is not None else None
-    if attached:
-        return len(attached)
-    # Before the optimizers exist, the module itself says how many it will make.
-    try:
-        made: Any = module.configure_optimizers()
-    except Exception:
-        return 1
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], list):
-        made = made[0] if what == "optimizers" else made[1]
-    return len(made) if isinstance(made, (list, tuple)) else 1
 
 
 def _precision(module: pl.LightningModule) -> AbstractContextManager[None]:
