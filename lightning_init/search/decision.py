@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from lightning_init.search.budget import Goal
 from lightning_init.search.candidates import Candidate
-from lightning_init.search.statistics import Comparison, compare
+from lightning_init.search.statistics import Comparison, compare, rarer
+
+LIKELY = 0.9  # chance of being better that is worth telling
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,3 +117,19 @@ def preference(
     sign = 1 if goals[0].mode == "min" else -1
     failures = sum(value is None for value in one.metrics)
     return failures, gained, math.inf if math.isnan(mean) else sign * mean
+
+
+def steadier(
+    baseline: Candidate, candidates: Sequence[Candidate], comparisons: Sequence[Comparison]
+) -> str:
+    """Who probably fails less often than the baseline, where no gain is shown; `""` if nobody."""
+    lost = [value is None for value in baseline.metrics]
+    for one, found in zip(candidates, comparisons, strict=True):
+        theirs = [value is None for value in one.metrics]
+        if not found.high < 0 and rarer(theirs, lost) >= LIKELY:
+            return (
+                f"undecided: {baseline.label} failed on {sum(lost)} of {len(lost)} seeds, "
+                f"{one.label} on {sum(theirs)}, but the pairs that are left ({found.pairs}) show no "
+                "gain beyond the noise; best.yaml is keep, as you have it, not a recommendation"
+            )
+    return ""

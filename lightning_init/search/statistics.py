@@ -177,6 +177,26 @@ def most_failures(failures: int, runs: int, level: float = 0.95) -> float:
     return float(stats.beta.ppf(level, failures + 1, runs - failures))
 
 
+def rarer(failed: Sequence[bool], baseline: Sequence[bool]) -> float:
+    """Probability that failures are rarer than the baseline's, given those on the same seeds.
+
+    Only seeds on which one of both fails tell them apart; a flat prior for whose failure that is.
+
+    Args:
+        failed: Whether each run failed.
+        baseline: The baseline's, in the same order of seeds.
+
+    References:
+        McNemar (1947), https://doi.org/10.1007/BF02295996
+
+    Example:
+        >>> rarer([False] * 5, [True, True, True, True, False]), rarer([True], [True])
+        (0.96875, 0.5)
+    """
+    only = [one for one, other in zip(failed, baseline, strict=True) if one != other]
+    return float(stats.beta.sf(0.5, len(only) - sum(only) + 1, sum(only) + 1))
+
+
 def chances_of_best(
     table: Sequence[Sequence[float | None]], mode: Mode = "min", draws: int = 4000
 ) -> list[float]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_init.search.candidates import Candidate, Run, label, short
-from lightning_init.search.decision import level_for
+from lightning_init.search.decision import LIKELY, level_for, steadier
 from lightning_init.search.keys import leaf
 from lightning_init.search.lengthen import learned
 from lightning_init.search.space import scheme
@@ -18,7 +18,6 @@ from lightning_init.strategies.spec import InitSpec
 if TYPE_CHECKING:
     from lightning_init.search.result import SearchResult
 
-_LIKELY = 0.9  # chance of being better from which more seeds are worth their time
 _STILL = 0.2  # of keep's distance: a winner that travels less may have grown lazy
 
 
@@ -50,7 +49,7 @@ def verdict(result: SearchResult) -> str:
 
 
 def _nothing_to_compare(result: SearchResult) -> str:
-    """Why there is no winner where `keep` or everything else has no metric; `""` if both have."""
+    """Why there is no winner where `keep` or the others fail; `""` if that is not it."""
     others = [one for one in result.candidates if one.kind != "tuned"]
     ran = [one for one, found in zip(result.candidates, result.comparisons, strict=True) if found.n]
     seeds = len(result.baseline.runs)
@@ -66,7 +65,7 @@ def _nothing_to_compare(result: SearchResult) -> str:
             "best.yaml is keep, as you have it, not a recommendation"
         )
     if any(one in ran for one in others):
-        return ""
+        return steadier(result.baseline, result.candidates, result.comparisons)
     stopped = "failed on every seed" if others else "failed in the screening"
     return f"nothing to compare: every init but keep {stopped}: keep your init"
 
@@ -281,7 +280,7 @@ def promising(result: SearchResult) -> tuple[Candidate, Comparison, int] | None:
     level = level_for(len(result.candidates), 1)
     own = sum(run.metric is None for run in result.baseline.runs)
     for one, found in zip(result.candidates, result.comparisons, strict=True):
-        if found.failures <= own and found.chance >= _LIKELY:
+        if found.failures <= own and found.chance >= LIKELY:
             pairs = pairs_for(found, level)
             if pairs is not None:
                 # some more where runs have failed: those seeds give no pair

@@ -8,7 +8,16 @@ from lightning_init import InitSpec, compare_specs, search_init
 from lightning_init.search.finalists import HopelessError
 from lightning_init.search.records import OtherStudyError
 from lightning_init.search.trial import Outcome
-from tests.search.fakes import LR, SPACE, AtCall, Recorded, always_raises, interrupt, only_noise
+from tests.search.fakes import (
+    LR,
+    SPACE,
+    AtCall,
+    Recorded,
+    always_raises,
+    interrupt,
+    noise,
+    only_noise,
+)
 
 
 def orthogonal_wins(trial, report):
@@ -74,6 +83,18 @@ def test_noise_is_no_difference(tmp_path):
     assert "no difference found" in result.verdict()
     result.save(tmp_path, ("", "compare.json", "compare.html"))
     assert {path.name for path in tmp_path.iterdir()} == {"compare.json", "compare.html"}
+
+
+@pytest.mark.parametrize(("lost", "said"), [(3, "undecided: keep failed on 3 of 5 seeds, normal"),
+                                            (2, "no difference found")])  # fmt: skip
+def test_an_init_that_fails_less_often_is_told_where_no_gain_is_shown(lost, said):
+    def evaluate(trial, report):
+        fails = trial.spec.strategy == "keep" and trial.seed % 5 < lost
+        return Outcome(None if fails else 1.0 + 0.1 * noise(trial), reason="odd" if fails else "")
+
+    result = compared(evaluate, ["normal"], seeds=5)
+    assert result.best.is_baseline
+    assert result.verdict().startswith(said)
 
 
 def test_mistakes():
