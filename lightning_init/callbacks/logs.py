@@ -10,6 +10,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors.torch import save_file
 from torch import nn
 
@@ -31,11 +32,23 @@ def run_folder(trainer: pl.Trainer) -> Path | None:
 
 
 def write_json(trainer: pl.Trainer, name: str, data: Mapping[str, Any]) -> None:
-    """Write a file into the run's folder, on the process that writes; all processes call this."""
+    """Write a file into the run's folder, on the process that writes; all processes call this.
+
+    Warns:
+        UserWarning: If it cannot be written: no training ends for that.
+    """
     folder = run_folder(trainer)
-    if folder is not None and trainer.is_global_zero:
+    if folder is None or not trainer.is_global_zero:
+        return
+    text = json.dumps(data, indent=1)
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(data, indent=1), encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        rank_zero_warn(
+            f"lightning_init: {folder / name} was not written ({error}); the training goes on. "
+            "Give the logger, or Trainer(default_root_dir=...), a folder that can be written"
+        )
 
 
 def unwritable(path: Path) -> str:

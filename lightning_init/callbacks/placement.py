@@ -28,6 +28,7 @@ from lightning_init.callbacks.later import (
     refresh_copies,
 )
 from lightning_init.strategies.apply import carry_out
+from lightning_init.strategies.distributions import Calibrated
 from lightning_init.strategies.needs import NotYetError, UnsuitableError
 from lightning_init.strategies.plan import Forward, Plan
 from lightning_init.strategies.planning import Scope, StrategyLike, make_plan
@@ -164,6 +165,19 @@ class Placement:
         self._built.restore(module)
         self.plan = carry_out(module, plan, self.seed.value, forward)
         self.strategy, self.missing = spec, ""
+
+    def agree(self, trainer: pl.Trainer) -> None:
+        """Before weights are judged: all have those of the first process, so its plan tells of them.
+
+        What each process has scaled on a batch of its own is not what it has by now.
+        """
+        scaled = any(isinstance(entry.distribution, Calibrated) for entry in self.plan or ())
+        if trainer.world_size == 1:
+            return
+        if trainer.strategy.reduce_boolean_decision(scaled, all=False):
+            entries = trainer.strategy.broadcast(None if self.plan is None else self.plan.entries)
+            if self.plan is not None and entries is not None:
+                self.plan = replace(self.plan, entries=entries)
 
     def let_go(self) -> None:
         """Take every wrapper off the module's hooks."""

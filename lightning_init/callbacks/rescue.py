@@ -173,6 +173,7 @@ class Rescue:
                 continue
             limit -= 1
             _broadcast(module)
+            placed.agree(trainer)
             report = self.audit(placed.plan)
             attempts.append(_attempt(rung, report))
             self.say(f"rescue: {attempts[-1]}")

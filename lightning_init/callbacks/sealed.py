@@ -126,6 +126,7 @@ class Origin:
 
         What other InitCallbacks have drawn is part of it: of the last all is told.
         """
+        placed.agree(trainer)
         # FSDP1 alone knows where its parts are.
         model = trainer.strategy.model if any(map(is_flat, module.parameters())) else module
         model = model or module

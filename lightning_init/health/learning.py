@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from lightning_init.architecture.readings import Readings, WeightReading
+from lightning_init.architecture.readings import Readings, StepReading, WeightReading
 from lightning_init.health.drawn import Suspicion
 from lightning_init.health.findings import Cause
 from lightning_init.health.mismatch import mismatched
@@ -85,13 +85,22 @@ def _output_layer(readings: Readings) -> Iterator[Suspicion]:
             if is_output and gain > 3 and name not in tied:
                 others = [other for other, last in gains.values() if not last]
                 alone = not others or max(others) < 3
-                text = f"{name} makes its outputs {gain:.3g} times as large as its inputs"
+                text = f"{name or 'the last matrix'} makes its outputs {gain:.3g} times as large as its inputs"
                 remedy = (
-                    f'draw it smaller: overrides={{"{name}.weight": {{"strategy": "normal", '
+                    f'draw it smaller: overrides={{"{_matrix(reading, name)}": '
+                    '{"strategy": "normal", '
                     '"params": {"std": 0.01}}}'
                 )
                 yield math.log(gain) + 2 * alone, Cause("output layer", text, remedy)
                 return
+
+
+def _matrix(reading: StepReading, layer: str) -> str:
+    """The name of the matrix that a layer multiplies by, which may be a bare parameter."""
+    usual = f"{layer}.weight".lstrip(".")
+    own = [each for each in reading.weights if len(each.shape) > 1]
+    names = [each.name for each in own if each.module == layer or layer in each.names]
+    return usual if usual in names or not names else names[-1]
 
 
 def _target(readings: Readings) -> Iterator[Suspicion]:

@@ -172,3 +172,12 @@ def test_values_that_are_no_numbers_are_not_logged() -> None:
     events.Reload()
     assert "lightning_init/output_std/net.0" in events.Tags()["scalars"]
     assert "lightning_init/output_std/net.2" not in events.Tags()["scalars"]
+
+
+def test_a_folder_that_cannot_be_written_ends_no_training() -> None:
+    Path("taken").write_text("a file")
+    trained = Digits(mlp())
+    with pytest.warns(UserWarning, match=r"json was not written .*the training goes on"):
+        trainer = nets.fit(trained, InitCallback(seed=3), max_steps=4, default_root_dir="taken")
+    assert trainer.global_step == 4
+    assert everything() == ["taken"]

@@ -65,6 +65,18 @@ class Split(Stream):
         yield from list(nets.digits())[rank * 500 :]
 
 
+class Louder(torch.utils.data.Dataset[Any]):
+    """The second process meets a hundred times larger samples."""
+
+    def __len__(self) -> int:
+        return len(nets.digits())
+
+    def __getitem__(self, index: int) -> Any:
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        x, y = nets.digits()[index]
+        return x * (1 + 99 * rank), y
+
+
 def dumped(folder: Path, module: Digits, callback: InitCallback, **given: Any) -> None:
     folder.mkdir(exist_ok=True)
     given = {"strategy": "ddp", "devices": 2, "max_steps": 2, **given}
@@ -82,6 +94,8 @@ def drawn(folder: Path) -> None:
     dumped(folder / "unseeded", BuiltInConfigureModel(), InitCallback("orthogonal"))
     stream = torch.utils.data.DataLoader(Split(), 32)
     dumped(folder / "stream", Digits(noisy()), InitCallback("lsuv", seed=3), loader=stream)
+    louder = torch.utils.data.DataLoader(Louder(), 32)
+    dumped(folder / "louder", Digits(noisy()), InitCallback("lsuv", seed=3), loader=louder)
     for spec, make in LOOKING:
         dumped(folder / spec.strategy, Digits(make()), InitCallback(spec))
 
@@ -119,8 +133,12 @@ def test_all_processes_start_from_the_weights_of_one(tmp_path: Path, ran: Any) -
     nets.fit(BuiltInConfigureModel(), again, start, max_steps=1)
     assert nets.same(first, start.weights)
 
-    first, second = weights_of(folder / "stream")
-    assert nets.same(first, second)
+    for name in ("stream", "louder"):
+        first, second = weights_of(folder / name)
+        assert nets.same(first, second)
+        found = json.loads((folder / name / "health.json").read_text())["findings"]
+        # Each process knows what the first one has scaled.
+        assert "scheme_audit" not in [finding["detector"] for finding in found]
 
     for spec, make in LOOKING:
         nets.fit(Digits(make()), InitCallback(spec), one := nets.AtStart(), max_steps=1)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from lightning_init import InitSpec, audit, make_plan
 from lightning_init.architecture.readings import (
     InputReading,
     LayerReading,
@@ -184,3 +190,36 @@ def test_an_overwritten_weight_among_many_is_one_finding() -> None:
     assert (found.where, found.severity) == ("c", "error")
     assert "so has b (and 1 more tensor)" in found.message
     assert found.causes == ("init scale",)
+
+
+class Bare(nn.Module):
+    """Its last matrix belongs to no layer, and to nothing that is called `weight`."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.body = nn.Linear(8, 16)
+        made = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+        if kind == "dict":
+            self.out = nn.ParameterDict({"x": made})
+        elif kind == "list":
+            self.out = nn.ParameterList([made])
+        else:
+            self.head = nn.Parameter(made)
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = next(each for name, each in self.named_parameters() if "body" not in name)
+        return torch.tanh(self.body(x)) @ last
+
+
+@pytest.mark.parametrize("kind", ["dict", "list", "parameter"])
+def test_the_remedy_for_an_output_layer_names_a_tensor_that_there_is(kind: str) -> None:
+    model = Bare(kind)
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(1)) * 3
+    y = torch.arange(64) % 4
+    report = audit(model, lambda: F.cross_entropy(model(x), y))
+    (fix, *_) = re.findall(r"draw it smaller: overrides=({.*?}}})", str(report.verdict()))
+    overrides = ast.literal_eval(fix)
+    spec = InitSpec("keep", overrides=overrides)
+    plan = make_plan(model, spec, forward=lambda: model(x), scope="all")
+    drawn = [entry.info.name for entry in plan if entry.written]
+    assert drawn == [next(n for n, _ in model.named_parameters() if "body" not in n)]
