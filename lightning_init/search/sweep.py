@@ -28,7 +28,7 @@ Rates = tuple[tuple[float, float | None], ...]
 
 
 class Sweep(Runs):
-    """Five learning rates for `keep` and for each finalist; none without a learning rate's axis.
+    """Five learning rates for each finalist, and all of these for `keep`; none without such an axis.
 
     Args:
         study: The screening; its trials of the same init count.
@@ -93,9 +93,10 @@ class Sweep(Runs):
 
     def _all(self, one: Candidate) -> list[Trial]:
         key, budget = self._budget.lr_key, self._budget
-        wanted = grid(
-            self._space.config[key], [float(self._keep.config[key]), float(one.config[key])]
-        )
+        # `keep` at the rates of all finalists: else a rate's gain is taken for one of the init.
+        alike = [one] if one is not self._keep else [one, *self._finalists]
+        own, axis = float(self._keep.config[key]), self._space.config[key]
+        wanted = sorted({r for each in alike for r in grid(axis, [own, float(each.config[key])])})
         gated = one.spec not in (InitSpec("keep"), InitSpec("auto"))
         return [
             Trial(one.spec, {**one.config, key: rate}, budget.seed, budget.steps, gated)

@@ -154,3 +154,14 @@ def test_of_rates_that_are_alike_the_lowest_is_taken(share, rate):
     assert moved.config == {LR: rate}
     tuned = [one.config for one in result.candidates if one.kind == "tuned"]
     assert tuned == ([{LR: rate}] if rate != 0.01 else [])
+
+
+def test_a_rate_between_those_of_a_grid_is_not_an_init_s_gain():
+    alike = bowl(dict.fromkeys(("keep", "auto", "orthogonal", "normal"), (1.0, 0)))
+    space = Space(("orthogonal", "normal"), {LR: Axis(0.01, 10.0, log=True)})
+    assert 1.0 not in grid(space.config[LR], [])
+    result = find(alike, space)
+    finalists = [one.config[LR] for one in result.candidates if one.kind == "finalist"]
+    assert 1.0 in finalists
+    assert set(finalists) <= {rate for rate, _ in result.rates["keep"]}
+    assert result.best.is_baseline or result.best.kind == "tuned"
