@@ -195,15 +195,19 @@ class _Front(LightningCLI):
 
     def with_values(self, values: Mapping[str, Any]) -> Namespace:
         """The configuration with some keys changed, checked, and what is linked to them too."""
-        data = nested(values)
-        if self.subcommand is not None:
-            data = {"subcommand": self.subcommand, self.subcommand: data}
         try:
-            # on a copy: the parser writes into what it is given
-            found: Namespace = self.parser.parse_object(data, self.config.clone(), defaults=False)
+            # On copies: the parser writes into what it is given. A subcommand by its own parser:
+            # the outer one forgets which class an `init_args` without `class_path` belongs to.
+            found: Namespace = self.inner_parser.parse_object(
+                nested(values), self.inner.clone(), defaults=False
+            )
         except ArgumentError as error:
             raise ConfigError(explain(error, self.inner_parser)) from error
-        return found
+        if self.subcommand is None:
+            return found
+        whole: Namespace = self.config.clone()
+        whole[self.subcommand] = found
+        return whole
 
     def _make_trainer(self, **config: Any) -> Any:
         ours = {id(one) for one in self.ours}

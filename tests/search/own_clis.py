@@ -66,6 +66,14 @@ class Regressor(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.hparams["lr"])
 
 
+class Biased(Regressor):
+    """Takes what its base takes, and more."""
+
+    def __init__(self, inputs: int, bias_at: float = 0.0, lr: float = 0.1) -> None:
+        super().__init__(inputs, lr=lr)
+        self.save_hyperparameters()
+
+
 class CLI(LightningCLI):
     """A key of its own, links on parsing and on building, hooks that use them."""
 

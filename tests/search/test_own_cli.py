@@ -15,7 +15,7 @@ from lightning_init.search.job import SHORT, ConfigError, Job
 from lightning_init.search.own_cli import recipe_from
 from lightning_init.strategies.apply import fingerprint
 from tests.search import own_clis
-from tests.search.own_clis import CLI, Bound, Counted, Regressor, Rows
+from tests.search.own_clis import CLI, Biased, Bound, Counted, Regressor, Rows
 
 MAIN = "tests.search.own_clis:main"
 FILE = Path(own_clis.__file__)
@@ -185,6 +185,16 @@ def test_other_ways_to_make_it(job):
         {"model": {"inputs": 4, "width": 3}}, cli="tests.search.own_clis:explicit_arguments"
     )
     assert built(bound)[0].net[0].out_features == 3
+
+
+@pytest.mark.parametrize("key", ["lr", "bias_at"])  # of the base too, and of the subclass only
+def test_an_axis_of_a_subclass_leaves_the_class_as_it_is(job, key):
+    given = {"inputs": 4, "bias_at": 2.0, "lr": 0.3}
+    subclass = {"class_path": "tests.search.own_clis.Biased", "init_args": given}
+    read = job({"model": subclass}, cli="tests.search.own_clis:of_subclasses")
+    model, _, _ = built(read, config={f"model.init_args.{key}": 0.7})
+    assert type(model) is Biased
+    assert {name: model.hparams[name] for name in given} == {**given, key: 0.7}
 
 
 def test_nested_under_fit_and_printed_by_fit(job, monkeypatch, capsys):
