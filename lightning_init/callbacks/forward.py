@@ -50,7 +50,11 @@ def training_forward(module: pl.LightningModule, batch: Any) -> Callable[[], Ten
         own = _copied(batch)
         arguments = [own, 0] if _takes_index(module.training_step) else [own]
         with _silenced(module, losses), _precision(module):
-            out = _step(module)(*arguments)
+            try:
+                out = _step(module)(*arguments)
+            except Exception:  # what comes after a backward may need gradients, which are not here
+                if not losses:
+                    raise
         if losses:
             return torch.stack([loss.sum() for loss in losses]).sum()
         found = out.get("loss") if isinstance(out, Mapping) else out

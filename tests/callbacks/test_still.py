@@ -96,3 +96,36 @@ def test_a_step_that_reaches_for_the_optimizers_of_the_trainer(strategy: str) ->
     assert callback.report is not None
     # What was drawn is what the audit weighs: the step that it looked at moved nothing.
     assert [one.detector for one in callback.report.findings] == []
+
+
+class Sharpness(Digits):
+    """Climbs along the gradients of a first pass (SAM), then steps with those of a second."""
+
+    def __init__(self) -> None:
+        super().__init__(mlp())
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer, weights = self.optimizers(), list(self.net.parameters())
+        self.manual_backward(self.loss(batch))
+        climb = [0.05 * each.grad / each.grad.norm() for each in weights]
+        torch._foreach_add_([each.data for each in weights], climb)
+        optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        torch._foreach_sub_([each.data for each in weights], climb)
+        optimizer.step()
+
+
+@pytest.mark.case(32)
+@pytest.mark.filterwarnings("ignore:lightning_init")
+def test_a_step_that_uses_gradients_is_seen_up_to_there() -> None:
+    callback, start = InitCallback("lsuv", seed=3, monitor_steps=2), nets.AtStart()
+    nets.fit(module := Sharpness(), callback, start, max_steps=3)
+    assert callback.plan is not None
+    assert callback.plan.calibrations
+    assert callback.report is not None
+    assert callback.report.blind == ("loss: this training_step returns none",)
+    plain = Sharpness()
+    plain.load_state_dict(start.weights)
+    nets.fit(plain, max_steps=3)
+    assert nets.same(nets.weights(plain), nets.weights(module))
