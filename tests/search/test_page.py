@@ -73,6 +73,7 @@ def test_every_section_of_a_search():
     found = read(result)
     assert found.titles == [
         "Confirmation on fresh seeds",
+        "The learning rate's part, and the init's",
         "Loss of the confirmed runs",
         "How far the learning rate may be off",
         "Trials in order",
