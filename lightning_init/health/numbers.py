@@ -138,7 +138,7 @@ def _finding(
 def _precision(small_eps: str) -> Cause:
     return Cause(
         "precision",
-        f"{small_eps}: the square of a gradient of 1e-3 is 0 there, and eps no number to divide by",
+        f"{small_eps}: the square of a gradient of 1e-4 is 0 there, and eps no number to divide by",
         'Trainer(precision="bf16-true") or "16-mixed", or eps=1e-4 in the optimizer',
     )
 

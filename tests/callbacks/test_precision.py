@@ -233,6 +233,8 @@ def test_an_eps_too_small_for_float16_is_named(eps: float, enough: bool) -> None
     errors = callback.report.errors
     assert [finding.causes[0] for finding in errors] == ([] if enough else ["precision"])
     assert all("AdamW(eps=1e-08) in float16" in finding.likely_cause for finding in errors)
+    assert all("gradient of 1e-4 is 0" in finding.likely_cause for finding in errors)
+    assert float(torch.tensor(1e-4, dtype=torch.float16) ** 2) == 0
 
 
 @pytest.mark.parametrize(
